@@ -1,0 +1,46 @@
+"""The bridge to torch.autograd: one Function whose forward is a TS solve and whose backward is the adjoint sweep.
+
+    forward:  (alpha, y0, theta) -> y at the output steps     TS.solve -> forward sweep -> trajectory
+    backward: y_bar -> (alpha_bar, y0_bar, theta_bar)         adjoint sweep over the trajectory
+
+The trajectory belongs to the graph node of one solve: two pending solves share nothing. A backward pass spends it; a
+second one (retain_graph=True) computes it anew, by the same steps, so that its gradient is bitwise the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .problem import Problem
+
+
+class FractionalSolve(torch.autograd.Function):
+    """y at the output steps, (len(outputs), d), as a differentiable function of (alpha, y0, *parameters)."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, alpha: Tensor, y0: Tensor, *parameters: Tensor) -> Tensor:
+        """Solve, and keep the trajectory."""
+        y, ctx.trajectory, ctx.system = problem.integrate(alpha, y0, problem.gradient.store)
+        ctx.problem = problem
+        ctx.save_for_backward(alpha, y0, *parameters)  # torch then refuses if one was changed in place
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, y_bar: Tensor) -> tuple[Tensor | None, ...]:
+        """The adjoint sweep."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "double backward (create_graph=True) through pfde.Discrete is not implemented: use "
+                "gradient=pfde.Backprop() with an explicit method"
+            )
+        alpha, y0, *parameters = ctx.saved_tensors
+        problem: Problem = ctx.problem
+        alpha_bar, y0_bar, theta_bar = problem.reverse(
+            ctx.trajectory, ctx.system, y_bar, alpha=ctx.needs_input_grad[1]
+        )
+        if alpha_bar is not None:
+            alpha_bar = alpha_bar.to(alpha).reshape(alpha.shape)
+        return None, alpha_bar, y0_bar, *theta_bar

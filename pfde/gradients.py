@@ -1,0 +1,42 @@
+"""How a solve is differentiated: the values of the argument `gradient`.
+
+`Discrete` is the adjoint of the discrete scheme, exact to rounding; `Backprop` is autograd through the same steps, its
+oracle and the baseline that its time and memory are measured against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .schedules import StoreAll
+
+STORES = ("state", "stages", "graph")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discrete:
+    """The discrete adjoint (reverse-accurate).
+
+    Parameters
+    ----------
+    schedule : when states are kept and when computed again; None is `StoreAll()`
+    store : what is kept beside the history's buffer. "state": nothing, f is evaluated again in the backward pass (two
+        N x d buffers for the integral-form methods, one for the derivative-form ones). "stages": also the predictors of
+        `pece` (a third), otherwise built again from the history. "graph": the graph of f at every step, as autograd
+        would: the most memory, one evaluation of f less a step.
+    """
+
+    schedule: StoreAll | None = None
+    store: str = "state"
+
+    def __post_init__(self) -> None:
+        if self.store not in STORES:
+            raise ValueError(f"store must be one of {', '.join(STORES)}: got {self.store!r}")
+        if self.schedule is not None and not isinstance(self.schedule, StoreAll):
+            raise TypeError(f"schedule must be a pfde schedule such as StoreAll(): got {type(self.schedule).__name__}")
+
+
+@dataclass(frozen=True)
+class Backprop:
+    """Autograd through the same steps: memory O(N (d + f's graph)), time O(N^2 d); supports double backward for
+    explicit methods."""

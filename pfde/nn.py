@@ -1,0 +1,91 @@
+"""Fractional differential equations as torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .gradients import Backprop, Discrete
+from .history import Exact
+from .schemes.base import check_order
+from .solving import fdeint
+
+
+class FDEBlock(nn.Module):
+    """The map y(t_0) -> y(t_1) of D^alpha y = func(t, y): a layer of continuous depth with memory.
+
+    Parameters
+    ----------
+    func : nn.Module or callable, (t, y) -> dy
+    alpha : order in (0, 1], a number or a tensor that broadcasts to y; the start value when it is learned
+    learn_alpha : make the order a parameter, alpha = sigmoid(raw_alpha), so that it stays in (0, 1); alpha < 1 then
+    t : (t_0, t_1) or more times
+    return_all : return y at all times of t, (T, *y0.shape), and not at the last one only
+    method, step_size, gradient, history, params, options, options_prefix, comm : as in `pfde.fdeint`; step_size None
+        takes one step for each interval of t
+
+    The order is created in float64, in which the weights are computed, whatever the dtype of func.
+    """
+
+    raw_alpha: Tensor
+
+    def __init__(
+        self,
+        func: Callable[[Tensor, Any], Any],
+        *,
+        alpha: float | Tensor,
+        learn_alpha: bool = False,
+        t: Sequence[float] | Tensor = (0.0, 1.0),
+        return_all: bool = False,
+        method: str = "trapezoid",
+        step_size: float | None = None,
+        gradient: Discrete | Backprop | None = None,
+        history: Exact | None = None,
+        params: Sequence[Tensor] | None = None,
+        options: Mapping[str, Any] | None = None,
+        options_prefix: str = "",
+        comm: Any | None = None,
+    ) -> None:
+        super().__init__()
+        self.func = func
+        self.learn_alpha, self.return_all = learn_alpha, return_all
+        self.t = torch.as_tensor(t, dtype=torch.float64).tolist()
+        self._keywords = dict(
+            method=method,
+            step_size=step_size,
+            gradient=gradient,
+            history=history,
+            params=params,
+            options=options,
+            options_prefix=options_prefix,
+            comm=comm,
+        )
+        start = torch.as_tensor(alpha, dtype=torch.float64).detach().clone()
+        check_order("alpha", start.reshape(-1).tolist())
+        if learn_alpha:
+            if bool((start >= 1).any()):
+                raise ValueError(f"alpha must be below 1 to be learned as sigmoid(raw_alpha): got {float(start.max()):g}")
+            self.raw_alpha = nn.Parameter(torch.logit(start))
+        else:
+            self.register_buffer("fixed_alpha", start)
+
+    @property
+    def alpha(self) -> Tensor:
+        """The order: a 0-d tensor, or one of alpha's shape; on the graph of raw_alpha when it is learned."""
+        return torch.sigmoid(self.raw_alpha) if self.learn_alpha else self.fixed_alpha
+
+    def forward(self, y0: Any) -> Any:
+        """y at t_1, of y0's shape; at all times of t with `return_all`."""
+        t = torch.tensor(self.t, dtype=torch.float64)
+        y = fdeint(self.func, y0, t, self.alpha, **self._keywords)
+        if self.return_all:
+            return y
+        return tuple(part[-1] for part in y) if isinstance(y, tuple) else y[-1]
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        learned = ", learned" if self.learn_alpha else ""
+        return f"alpha={self.alpha.detach().tolist()}{learned}, t={self.t}, method={self._keywords['method']!r}"

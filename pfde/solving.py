@@ -1,0 +1,193 @@
+"""The torch door: `fdeint` and `solve`. Check the arguments, choose, hand over to autograd.
+
+    D^alpha y(t) = f(t, y(t), theta),   y(t_0) = y_0,   0 < alpha <= 1   (Caputo; alpha = 1 is an ODE)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ts
+from .arguments import (
+    check_alpha,
+    check_grid,
+    check_kind,
+    check_method,
+    check_options,
+    check_parameters,
+    check_state,
+    check_times,
+)
+from .autograd import FractionalSolve
+from .gradients import Backprop, Discrete
+from .history import Exact
+from .problem import Problem, Stats
+from .system.peers import Peers
+from .system.torch_function import unreached_leaves
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of `solve`.
+
+    Attributes
+    ----------
+    t : (T,) the output times, as given
+    y : (T, *y0.shape), y0 first; a tuple of such for a tuple y0
+    stats : what the solve cost; a backward pass through y adds to it
+    status : "completed"
+    """
+
+    t: Tensor
+    y: Any
+    stats: Stats
+    status: str
+
+
+def fdeint(
+    func: Callable[[Tensor, Any], Any],
+    y0: Any,
+    t: Tensor,
+    alpha: float | Tensor,
+    *,
+    method: str = "trapezoid",
+    step_size: float | None = None,
+    gradient: Discrete | Backprop | None = None,
+    history: Exact | None = None,
+    params: Sequence[Tensor] | None = None,
+    options: Mapping[str, Any] | None = None,
+    options_prefix: str = "",
+    comm: Any | None = None,
+) -> Any:
+    """Integrate the Caputo equation D^alpha y = func(t, y), y(t[0]) = y0, differentiably.
+
+    Parameters
+    ----------
+    func : nn.Module or callable, (t, y) -> dy of y's shape and dtype; t is a 0-d tensor of y's dtype
+    y0 : tensor, float32 or float64, of any shape; or a tuple of tensors
+    t : (T,) strictly increasing output times; t[0] is the Caputo base point
+    alpha : order in (0, 1]: a number, a 0-d tensor, or a tensor that broadcasts to y0 (one order a component); may
+        require a gradient
+    method : "euler", "pece" (explicit); "beuler", "trapezoid", "gl", "l1", "bdf2" (implicit); see docs/methods.md
+    step_size : uniform step; every t[i] - t[0] must be a whole number of steps. None: t itself is the grid
+    gradient : `pfde.Discrete()` (default) or `pfde.Backprop()`
+    history : `pfde.Exact()` or None
+    params : tensors that func uses and that are to get a gradient, beyond those of an nn.Module
+    options : PETSc options of this solve, such as {"snes_rtol": 1e-8, "ksp_type": "bcgs"}; and "fde_jacobian", how the
+        Newton matrix is treated: "auto", "matrix_free", "dense", "blocks" (independent systems along y's first dimension)
+    options_prefix : PETSc options prefix of this solve's TS, SNES and KSP
+    comm : mpi4py communicator of the ranks that share one state, each holding a part of it as its y0; None: this rank
+        alone. With it, forward and backward are collective, and gradients of parameters are this rank's contributions
+
+    Returns
+    -------
+    (T, *y0.shape) tensor, y0 first, on y0's graph; a tuple of such for a tuple y0
+
+    Raises
+    ------
+    ValueError, TypeError : a mistake in the arguments, or what func returns
+    pfde.NonFiniteError : func returned NaN or inf
+    pfde.ConvergenceError : an implicit step or its adjoint did not converge
+    pfde.PeerError : another rank of comm failed
+
+    Whatever func raises comes out as it was raised.
+
+    Examples
+    --------
+    >>> y = pfde.fdeint(model, y0, torch.linspace(0, 1, 101), 0.7)
+    >>> y[-1].square().mean().backward()
+    """
+    return solve(
+        func,
+        y0,
+        t,
+        alpha,
+        method=method,
+        step_size=step_size,
+        gradient=gradient,
+        history=history,
+        params=params,
+        options=options,
+        options_prefix=options_prefix,
+        comm=comm,
+    ).y
+
+
+def solve(
+    func: Callable[[Tensor, Any], Any],
+    y0: Any,
+    t: Tensor,
+    alpha: float | Tensor = 1.0,
+    *,
+    method: str = "trapezoid",
+    step_size: float | None = None,
+    gradient: Discrete | Backprop | None = None,
+    history: Exact | None = None,
+    params: Sequence[Tensor] | None = None,
+    options: Mapping[str, Any] | None = None,
+    options_prefix: str = "",
+    comm: Any | None = None,
+) -> Solution:
+    """Integrate as `fdeint` does and return a `Solution`: y with its times and what the solve cost.
+
+    Arguments and errors are those of `fdeint`; alpha defaults to 1, an ordinary equation.
+    """
+    peers = Peers(comm)
+
+    def prepare() -> tuple[Problem, Tensor, Tensor, dict[str, Any]]:
+        scheme = check_method(method)
+        layout, flat = check_state(y0)
+        times = check_times(t)
+        resolution = torch.finfo(t.dtype if isinstance(t, Tensor) else torch.float64).eps
+        grid, outputs = check_grid(times, step_size, resolution)
+        order, group = check_alpha(alpha, layout, flat.device)
+        parameters = check_parameters(func, params) if torch.is_grad_enabled() else ()
+        how = check_kind("gradient", gradient, (Discrete, Backprop), Discrete())
+        past = check_kind("history", history, (Exact,), Exact())
+        stats = Stats(scheme.name)
+        problem = Problem(
+            scheme, grid, outputs, past, how, group, layout, func, parameters, peers, options_prefix, stats
+        )
+        return problem, order, flat, check_options(options)
+
+    problem, order, flat, extra = peers.call(prepare)
+    peers.same("method, grid and number of orders", (problem.scheme.name, problem.grid, problem.outputs, order.numel()))
+    with ts.solver_options(extra, options_prefix, peers):
+        y = _differentiable(problem, order, flat)
+    return Solution(t, problem.layout.unflatten(y), problem.stats, "completed")
+
+
+def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor) -> Tensor:
+    """y at the output steps, (T, d), with whatever graph is called for."""
+    needs_gradient = torch.is_grad_enabled()
+    if needs_gradient:
+        problem.peers.call(_check_closures, problem, y0)
+    if isinstance(problem.gradient, Backprop):
+        return problem.backprop(alpha, y0)
+    if not needs_gradient or not any(x.requires_grad for x in (alpha, y0, *problem.parameters)):
+        with torch.no_grad():
+            return problem.integrate(alpha, y0, None)[0]
+    return FractionalSolve.apply(problem, alpha, y0, *problem.parameters)
+
+
+def _check_closures(problem: Problem, y0: Tensor) -> None:
+    """Raise ValueError when func's graph reaches a tensor that requires grad and is no parameter of the problem.
+
+    Its gradient would silently be None. One evaluation of func with graph, at t0.
+    """
+    function = problem.function(y0)
+    y = y0.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function.on_graph(0, problem.grid.t0, y)
+    problem.stats.nfe_forward += 1
+    leaves = unreached_leaves(value, (y, *problem.parameters))
+    if leaves:
+        raise ValueError(
+            f"func uses a tensor of shape {tuple(leaves[0].shape)} that requires grad but is none of its parameters, so it "
+            "would get no gradient: pass params=(...), make func an nn.Module that owns it, or detach it"
+        )

@@ -1,0 +1,60 @@
+"""The forward sweep: step n from the history of the steps before it.
+
+    r_n = y_0 + c_n + sigma_n F_0,    (y_n, X_n) = Phi(t_n, r_n, w),    row n of the buffer = X_n
+
+`ForwardSweep.advance` is the one place where steps are taken: the TS calls it step by step, the backward pass calls
+it, without a TS, to compute again what it no longer has.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..schemes.base import Stage
+from ..system.base import System
+from ..system.profile import event
+from .trajectory import Trajectory
+
+
+class ForwardSweep:
+    """A forward pass in progress over one trajectory, which it fills.
+
+    Attributes
+    ----------
+    n : the last step taken
+    y : y_n
+    """
+
+    def __init__(self, trajectory: Trajectory, system: System) -> None:
+        self.trajectory, self._system = trajectory, system
+        self._discretisation = trajectory.discretisation
+        self._scheme = self._discretisation.scheme
+        self._keep = trajectory.store == "graph"
+        self._history = self._discretisation.forward_history(trajectory.x_rows)
+        self._events = event("FDEForward"), event("FDEHistory")
+        self.n = 0
+        self.y = trajectory.y0
+        if self._scheme.uses_initial_slope and trajectory.slope is None:
+            # a copy: a function may return y itself
+            trajectory.slope = system.evaluate(0, self._discretisation.grid.t0, self.y).clone()
+
+    def advance(self, n1: int) -> Stage:
+        """Take the steps n+1..n1 and return the last one's stage."""
+        sweep_event, history_event = self._events
+        while self.n < n1:
+            n = self.n + 1
+            with sweep_event:
+                with history_event:
+                    c = self._history.read(n)
+                stage = self._step(n, c)
+        return stage
+
+    def _step(self, n: int, c: tuple[Tensor, ...]) -> Stage:
+        trajectory, discretisation = self.trajectory, self._discretisation
+        weights, y0, slope = discretisation.weights, trajectory.y0, trajectory.slope
+        r = tuple(weights.add_start(channel, n, y0 + part, slope) for channel, part in enumerate(c))
+        at = discretisation.at(n, keep=self._keep)
+        stage = self._scheme.step(self._system, at, r, y0, self.y)
+        trajectory.record(n, stage)
+        self.n, self.y = n, stage.y
+        return stage

@@ -1,0 +1,84 @@
+"""What a right-hand side offers the schemes: f, its linearisation, and the solution of one implicit stage.
+
+A scheme meets the equation D^alpha y = f(t, y, theta) only through `System`. Two systems exist: torch modules
+(`system.torch_function`) and the callbacks of a PETSc TS (`system.petsc_callbacks`). A state is a flat tensor of
+shape (d,), this rank's part of it where a communicator is shared. A local weight w is a number, or a tensor of
+shape (d,) when the order alpha differs between components.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+Weight = float | Tensor
+
+
+class PfdeError(RuntimeError):
+    """Base of the errors that arise while solving; mistakes in the arguments are ValueError and TypeError."""
+
+
+class ConvergenceError(PfdeError):
+    """A stage equation or its adjoint did not converge; the message names t, the step and the solver's reason."""
+
+
+class NonFiniteError(PfdeError, FloatingPointError):
+    """f returned NaN or inf; the message names t and the step."""
+
+
+class PeerError(PfdeError):
+    """Another rank of the communicator failed; raised here so that all ranks leave together."""
+
+
+class ParameterCotangent(Protocol):
+    """Where vector-Jacobian products leave their parameter part; owned by one adjoint sweep."""
+
+
+class Linearisation(Protocol):
+    """f at one (t, y), with the products of its Jacobians J = df/dy and P = df/dtheta."""
+
+    @property
+    def value(self) -> Tensor:
+        """f(t, y), shape (d,); shares memory with nothing that changes."""
+
+    def vjp(self, v: Tensor, theta_bar: ParameterCotangent | None = None, *, retain: bool = False) -> Tensor:
+        """J^T v; with `theta_bar`, P^T v is added to it. `retain` keeps what a further product needs."""
+
+    def jvp(self, v: Tensor, theta_dot: object | None = None) -> Tensor:
+        """J v, and + P theta_dot where a parameter tangent is given."""
+
+
+class System(Protocol):
+    """The right-hand side as the schemes and sweeps see it."""
+
+    def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
+        """f(t, y) at step n, shape (d,), without a graph. Raises NonFiniteError."""
+
+    def linearise(self, n: int, t: float, y: Tensor) -> Linearisation:
+        """The linearisation of f at (t, y)."""
+
+    def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
+        """Solve y = r + w f(t, y) from `guess`; return y and the linearisation there. Raises ConvergenceError."""
+
+    def solve_transpose(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
+        """Solve (I - w J)^T x = b, the transpose of the linearised `solve`. Raises ConvergenceError."""
+
+    def solve_tangent(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
+        """Solve (I - w J) x = b, the linearised `solve`. Raises ConvergenceError."""
+
+    def silence(self) -> None:
+        """Cancel the monitors of the solvers: what follows is recomputation."""
+
+    def parameter_cotangent(self) -> ParameterCotangent:
+        """A fresh zero cotangent for all parameters."""
+
+
+def scaled(w: Weight, x: Tensor) -> Tensor:
+    """w x, for a weight that is a number or one number a component."""
+    return x * w
+
+
+def add_scaled(target: Tensor, w: Weight, x: Tensor) -> Tensor:
+    """target += w x in place."""
+    return target.addcmul_(x, w) if isinstance(w, Tensor) else target.add_(x, alpha=w)

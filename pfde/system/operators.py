@@ -1,0 +1,136 @@
+"""The Newton operator A = I - w J of an implicit stage, as a PETSc Mat that also has its transpose.
+
+Two forms. `MatrixFree`: products by jvp and vjp of the linearisation, for torch functions; its optional
+preconditioner `BlockLU` assembles J as independent dense blocks (one block: a small dense system; one block a
+sample: a batch of independent systems) and factorises them in one batched LU. `Assembled`: a user's sparse J.
+The weight w multiplies the rows of J: A^T = I - J^T w.
+"""
+
+from __future__ import annotations
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from .base import Linearisation, Weight
+from .vectors import read, write
+
+
+class MatrixFree:
+    """A = I - w J by products; `update` moves it to another linearisation and weight.
+
+    Parameters
+    ----------
+    vec : a Vec of the state's size
+    dtype : of the model
+    blocks : the number of dense diagonal blocks of J, to precondition with their LU; 0 for none
+    """
+
+    def __init__(self, vec: PETSc.Vec, dtype: torch.dtype, blocks: int = 0) -> None:
+        self._dtype, self._blocks, self._size = dtype, blocks, vec.getLocalSize()
+        self.at: Linearisation | None = None
+        self.w: Weight = 0.0
+        sizes = (vec.getSizes(), vec.getSizes())
+        self.mat = self.pmat = PETSc.Mat().createPython(sizes, context=self, comm=vec.comm)
+        self.mat.setVecType(vec.getType())
+        self.mat.setUp()
+
+    def update(self, at: Linearisation, w: Weight) -> None:
+        """Let A be I - w J at this linearisation."""
+        self.at, self.w = at, w
+        self.mat.stateIncrease()
+
+    def configure(self, ksp: PETSc.KSP) -> None:
+        """GMRES on the products alone, or the blocks' LU as the solver."""
+        pc = ksp.getPC()
+        if not self._blocks:
+            ksp.setType(PETSc.KSP.Type.GMRES)
+            ksp.setGMRESRestart(100)
+            pc.setType(PETSc.PC.Type.NONE)
+            return
+        ksp.setType(PETSc.KSP.Type.PREONLY)
+        pc.setType(PETSc.PC.Type.PYTHON)
+        pc.setPythonContext(BlockLU(self, self._size, self._blocks))
+
+    def product(self, v: Tensor) -> Tensor:
+        """A v."""
+        assert self.at is not None
+        return v - self.at.jvp(v) * self.w
+
+    def product_transpose(self, v: Tensor) -> Tensor:
+        """A^T v."""
+        assert self.at is not None
+        return v - self.at.vjp(v * self.w, retain=True)
+
+    def mult(self, _mat: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """PETSc's MatMult."""
+        write(y, self.product(read(x).to(self._dtype)))
+
+    def multTranspose(self, _mat: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """PETSc's MatMultTranspose."""
+        write(y, self.product_transpose(read(x).to(self._dtype)))
+
+
+class BlockLU:
+    """The exact inverse of A when J is block diagonal with `blocks` dense blocks of equal size: a PCPYTHON context.
+
+    Assembly takes d / blocks vector-Jacobian products, whatever the number of blocks; memory d^2 / blocks.
+    """
+
+    def __init__(self, operator: MatrixFree, size: int, blocks: int) -> None:
+        self._operator, self._blocks, self._size = operator, blocks, size // blocks
+        self._lu: tuple[Tensor, Tensor] | None = None
+
+    def setUp(self, _pc: PETSc.PC) -> None:
+        """Assemble and factorise; PETSc calls it whenever A has changed."""
+        at, w = self._operator.at, self._operator.w
+        assert at is not None
+        unit = torch.zeros(self._blocks, self._size, dtype=at.value.dtype, device=at.value.device)
+        rows = []
+        for i in range(self._size):
+            unit.zero_()[:, i] = 1.0
+            rows.append(at.vjp((unit.view(-1) * w), retain=True).view(self._blocks, self._size))
+        a = torch.eye(self._size, dtype=unit.dtype, device=unit.device) - torch.stack(rows, dim=1)
+        self._lu = torch.linalg.lu_factor(a.double())
+
+    def apply(self, _pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """y = A^-1 x."""
+        self._solve(x, y, transpose=False)
+
+    def applyTranspose(self, _pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """y = A^-T x."""
+        self._solve(x, y, transpose=True)
+
+    def _solve(self, x: PETSc.Vec, y: PETSc.Vec, *, transpose: bool) -> None:
+        assert self._lu is not None
+        b = read(x).view(self._blocks, self._size, 1)
+        write(y, torch.linalg.lu_solve(*self._lu, b, adjoint=transpose).reshape(-1))
+
+
+class Assembled:
+    """A = I - w J from an assembled J (and a matrix P to precondition with, if it is another)."""
+
+    def __init__(self, jacobian: PETSc.Mat, preconditioner: PETSc.Mat, vec: PETSc.Vec) -> None:
+        self._j, self._p = jacobian, preconditioner
+        self._w = vec.duplicate()
+        self.mat = jacobian.duplicate(copy=True)
+        self.pmat = self.mat if preconditioner.handle == jacobian.handle else preconditioner.duplicate(copy=True)
+
+    def update(self, at: Linearisation, w: Weight) -> None:
+        """Let A be I - w J, J as the linearisation has just left it in the user's Mat."""
+        at.assemble()  # type: ignore[attr-defined]
+        self._shifted(self._j, self.mat, w)
+        if self.pmat is not self.mat:
+            self._shifted(self._p, self.pmat, w)
+
+    def configure(self, ksp: PETSc.KSP) -> None:
+        """PETSc's own defaults for an assembled matrix; the options choose."""
+
+    def _shifted(self, source: PETSc.Mat, target: PETSc.Mat, w: Weight) -> None:
+        source.copy(target, structure=PETSc.Mat.Structure.SAME_NONZERO_PATTERN)
+        if isinstance(w, Tensor):
+            write(self._w, -w)
+            target.diagonalScale(L=self._w)
+        else:
+            target.scale(-w)
+        target.shift(1.0)

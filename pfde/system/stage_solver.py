@@ -1,0 +1,187 @@
+"""One implicit stage y = r + w f(t, y) through PETSc's SNES, and its linearised and transposed systems through KSP.
+
+Newton's method on G(y) = y - r - w f(t, y); f is linearised once per iterate, and that one graph serves the
+residual, the Jacobian products and, at the solution, the caller. The adjoint step
+solves (I - w J)^T x = b with the same KSP, transposed.
+
+Tolerances. Defaults are near rounding, because an unconverged stage is an error of the gradient: a stage is done
+when |G| <= 32 eps (|r| + |w f|) (eps of the model's dtype), when |G| has fallen by the factor 10 eps, or when a
+Newton step is below sqrt(eps)/10 of |y| (the error is then its square). A stiff stage ends by the last of the three.
+Linear systems: 1e-8 in Newton and 10 eps in the adjoint for float64. -snes_rtol, -snes_atol, -snes_stol, -ksp_rtol,
+... with the solve's options prefix loosen or tighten them; a -ksp_rtol given holds for the adjoint as well.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from .base import ConvergenceError, Linearisation, Weight
+from .peers import Peers
+from .vectors import load, read, write
+
+Linearise = Callable[[int, float, Tensor], Linearisation]
+
+
+class Operator(Protocol):
+    """The Mat of I - w J and how to move it."""
+
+    mat: PETSc.Mat
+    pmat: PETSc.Mat
+
+    def update(self, at: Linearisation, w: Weight) -> None:
+        """Let the Mat be I - w J at this linearisation."""
+
+    def configure(self, ksp: PETSc.KSP) -> None:
+        """The Krylov method and preconditioner that suit this form, before the options are read."""
+
+
+class StageSolver:
+    """Solves the stages of one integration; owns its vectors and uses the SNES it is given.
+
+    Parameters
+    ----------
+    snes : a fresh SNES (a TS's own, so that the TS's options reach it)
+    linearise : (step, t, y) -> linearisation of f
+    operator : the Newton operator
+    vec : a Vec of the state's size to duplicate
+    dtype : of the model
+    peers : the ranks that share the state
+    """
+
+    def __init__(
+        self,
+        snes: PETSc.SNES,
+        linearise: Linearise,
+        operator: Operator,
+        vec: PETSc.Vec,
+        dtype: torch.dtype,
+        peers: Peers,
+    ) -> None:
+        self._snes, self._linearise, self._operator = snes, linearise, operator
+        self._dtype, self._peers = dtype, peers
+        self._x, self._g, self._b = vec.duplicate(), vec.duplicate(), vec.duplicate()
+        self._stage: tuple[int, float, Tensor, Weight] | None = None
+        self._at: Linearisation | None = None
+        self._y: Tensor | None = None
+        self.newton_iterations = 0
+        self.linear_iterations = 0
+        me = weakref.proxy(self)  # this solver keeps the SNES alive: the SNES must not keep the solver
+        snes.setFunction(lambda _snes, x, g: me._residual(x, g), self._g)
+        snes.setJacobian(lambda _snes, x, _a, _p: me._jacobian(x), operator.mat, operator.pmat)
+        self._set_defaults()
+        snes.setFromOptions()
+        self._atol = snes.getTolerances()[1]
+        prefix = snes.getOptionsPrefix() or ""
+        self._linear_rtol = None if PETSc.Options().hasName(f"{prefix}ksp_rtol") else 10 * torch.finfo(dtype).eps
+
+    def _set_defaults(self) -> None:
+        eps = torch.finfo(self._dtype).eps
+        self._snes.setType(PETSc.SNES.Type.NEWTONLS)
+        self._snes.setTolerances(rtol=10 * eps, atol=0.0, stol=0.1 * eps**0.5, max_it=50)
+        self._snes.getLineSearch().setType("basic")  # at the rounding floor no decrease can be asked for
+        ksp = self._snes.getKSP()
+        ksp.setTolerances(rtol=max(1e-8, 10 * eps), max_it=10000)
+        self._operator.configure(ksp)
+
+    def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
+        """y with y = r + w f(t, y), and the linearisation at y. Collective. Raises ConvergenceError."""
+        self._stage = (n, t, r, w)
+        write(self._x, guess)
+        self._snes.solve(None, self._x)
+        self.newton_iterations += self._snes.getIterationNumber()
+        self.linear_iterations += self._snes.getLinearSolveIterations()
+        reason = self._snes.getConvergedReason()
+        if reason < 0:
+            raise ConvergenceError(
+                f"the stage equation did not converge at t={t:.6g}, step {n}: {_name(_SNES_REASONS, reason)} after "
+                f"{self._snes.getIterationNumber()} Newton iterations, |residual| = {self._snes.getFunctionNorm():.3g}; "
+                "reduce step_size, or see options 'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_rtol', 'snes_atol'"
+            )
+        y = load(self._x, self._dtype)
+        if self._y is None or not torch.equal(y, self._y):  # a line search may have tried another point last
+            self._at = self._linearise(n, t, y)
+        at, self._at, self._y, self._stage = self._at, None, None, None
+        assert at is not None
+        return y, at
+
+    def solve_transpose(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
+        """x with (I - w J)^T x = b. Collective. Raises ConvergenceError."""
+        return self._linear("adjoint", n, t, at, w, b)
+
+    def solve_tangent(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
+        """x with (I - w J) x = b. Collective. Raises ConvergenceError."""
+        return self._linear("tangent linear", n, t, at, w, b)
+
+    def take_iterations(self) -> tuple[int, int]:
+        """The Newton and linear iterations since the last call."""
+        taken = self.newton_iterations, self.linear_iterations
+        self.newton_iterations = self.linear_iterations = 0
+        return taken
+
+    def silence(self) -> None:
+        """Cancel the monitors."""
+        self._snes.monitorCancel()
+        self._snes.getKSP().monitorCancel()
+
+    def _linear(self, what: str, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
+        ksp = self._snes.getKSP()
+        rtol = ksp.getTolerances()[0]
+        self._operator.update(at, w)
+        ksp.setOperators(self._operator.mat, self._operator.pmat)
+        write(self._b, b)
+        try:
+            if self._linear_rtol is not None:
+                ksp.setTolerances(rtol=self._linear_rtol)
+            (ksp.solveTranspose if what == "adjoint" else ksp.solve)(self._b, self._x)
+        finally:
+            ksp.setTolerances(rtol=rtol)
+        self.linear_iterations += ksp.getIterationNumber()
+        reason = ksp.getConvergedReason()
+        if reason < 0:
+            raise ConvergenceError(
+                f"the {what} system did not converge at t={t:.6g}, step {n}: {_name(_KSP_REASONS, reason)} after "
+                f"{ksp.getIterationNumber()} iterations, |residual| = {ksp.getResidualNorm():.3g}; see options "
+                "'ksp_monitor', 'ksp_rtol', 'ksp_gmres_restart', 'fde_jacobian': 'blocks'"
+            )
+        return load(self._x, self._dtype)
+
+    def _residual(self, x: PETSc.Vec, g: PETSc.Vec) -> None:
+        assert self._stage is not None
+        n, t, r, w = self._stage
+        self._y = load(x, self._dtype)
+        self._at = self._linearise(n, t, self._y)
+        wf = self._at.value * w
+        write(g, read(x) - r - wf)
+        # The rounding floor of this residual: asking for less would never end. Norms are global, as SNES's are.
+        floor = 32 * torch.finfo(self._dtype).eps * self._norm(r, wf)
+        self._snes.setTolerances(atol=max(self._atol, floor))
+
+    def _norm(self, *parts: Tensor) -> float:
+        square = sum(float(torch.dot(p, p)) for p in parts)
+        return self._peers.sum(square) ** 0.5
+
+    def _jacobian(self, x: PETSc.Vec) -> None:
+        assert self._stage is not None
+        n, t, _, w = self._stage
+        if self._at is None or self._y is None or not torch.equal(load(x, self._dtype), self._y):
+            self._y = load(x, self._dtype)
+            self._at = self._linearise(n, t, self._y)
+        self._operator.update(self._at, w)
+
+
+def _names(reasons: type) -> dict[int, str]:
+    return {v: k for k, v in vars(reasons).items() if isinstance(v, int) and k.startswith("DIVERGED")}
+
+
+_SNES_REASONS = _names(PETSc.SNES.ConvergedReason)
+_KSP_REASONS = _names(PETSc.KSP.ConvergedReason)
+
+
+def _name(names: dict[int, str], reason: int) -> str:
+    return names.get(reason, f"reason {reason}")

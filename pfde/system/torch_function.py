@@ -1,0 +1,213 @@
+"""A torch callable as right-hand side: f on flat states, with its vector-Jacobian and Jacobian-vector products.
+
+    value = f(t, y),    vjp: v -> (J^T v, P^T v),    jvp: y_dot -> J y_dot + P theta_dot
+
+J = df/dy and P = df/dtheta. The vjp is one reverse pass over the graph of f. The jvp is the derivative of the
+linear map v -> J^T v along v (two reverse passes over one graph, where a forward-mode pass would run f anew).
+
+The callable sees the state in its own shape (or a tuple of tensors) and a 0-d time of the state's dtype. What it
+returns is checked: shape, dtype, finite values, and that it left y as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import NonFiniteError
+from .peers import Peers
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """How a flat state of shape (d,) maps to what the user calls y: one tensor, or a tuple of them."""
+
+    shapes: tuple[torch.Size, ...]
+    is_tuple: bool
+
+    @property
+    def size(self) -> int:
+        """d, the entries of a state."""
+        return sum(shape.numel() for shape in self.shapes)
+
+    def unflatten(self, y: Tensor) -> Any:
+        """Views of the last dimension of y, (..., d), in the user's shapes."""
+        if not self.is_tuple:
+            return y.view(*y.shape[:-1], *self.shapes[0])
+        parts = torch.split(y, [shape.numel() for shape in self.shapes], dim=-1)
+        return tuple(p.reshape(*y.shape[:-1], *shape) for p, shape in zip(parts, self.shapes, strict=True))
+
+    def flatten(self, value: Any, dtype: torch.dtype, source: str) -> Tensor:
+        """The flat tensor of a value of this layout. Raises TypeError or ValueError when it is of another."""
+        if not self.is_tuple:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{source} must return a tensor like y: got {type(value).__name__}")
+            self._check(value, self.shapes[0], dtype, source)
+            return value.reshape(-1)
+        if not isinstance(value, tuple | list) or len(value) != len(self.shapes):
+            raise TypeError(f"{source} must return a tuple of {len(self.shapes)} tensors like y: got {describe(value)}")
+        for part, shape in zip(value, self.shapes, strict=True):
+            self._check(part, shape, dtype, source)
+        return torch.cat([part.reshape(-1) for part in value])
+
+    @staticmethod
+    def _check(value: Tensor, shape: torch.Size, dtype: torch.dtype, source: str) -> None:
+        if value.shape != shape:
+            raise ValueError(f"{source} must return the shape of y, {tuple(shape)}: got {tuple(value.shape)}")
+        if value.dtype != dtype:
+            raise TypeError(f"{source} must return the dtype of y, {dtype}: got {value.dtype}; convert its result")
+
+
+def describe(value: Any) -> str:
+    """What a value is, for an error message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
+
+
+class ParameterBar:
+    """The cotangents of a sequence of parameters, summed in place; None where nothing arrived."""
+
+    def __init__(self, count: int) -> None:
+        self.bars: list[Tensor | None] = [None] * count
+
+    def add(self, i: int, bar: Tensor) -> None:
+        """Add to the cotangent of parameter i."""
+        total = self.bars[i]
+        if total is None:
+            self.bars[i] = bar.clone()  # autograd may have handed out a view of the incoming cotangent
+        else:
+            total.add_(bar)
+
+
+class TorchFunction:
+    """`func(t, y)` on flat states, counted and checked; without any solver.
+
+    Parameters
+    ----------
+    func : the user's callable
+    layout : of the state
+    parameters : tensors that require a gradient and that func uses
+    dtype, device : of the state
+    steps : the number of steps N, for messages
+    peers : the ranks that share the state; every call is collective over them
+    """
+
+    def __init__(
+        self,
+        func: Callable[[Tensor, Any], Any],
+        layout: StateLayout,
+        parameters: Sequence[Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        steps: int,
+        peers: Peers,
+    ) -> None:
+        self.func, self.layout, self.parameters = func, layout, tuple(parameters)
+        self.dtype, self.device, self.steps, self.peers = dtype, device, steps, peers
+        self.evaluations = 0
+
+    def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
+        """f(t, y) without a graph."""
+        with torch.no_grad():
+            return self.peers.call(self._checked, n, t, y)
+
+    def linearise(self, n: int, t: float, y: Tensor) -> TorchLinearisation:
+        """f(t, y) with its graph. y must not be overwritten while the linearisation is in use."""
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y))
+
+    def on_graph(self, n: int, t: float, y: Tensor) -> Tensor:
+        """f(t, y) on the caller's graph, for differentiation by autograd."""
+        return self.peers.call(self._checked, n, t, y)
+
+    def _checked(self, n: int, t: float, y: Tensor) -> Tensor:
+        self.evaluations += 1
+        version = y._version
+        time = torch.full((), t, dtype=self.dtype, device=self.device)
+        value = self.layout.flatten(self.func(time, self.layout.unflatten(y)), self.dtype, "func")
+        if y._version != version:
+            raise RuntimeError(f"func changed y in place at t={t:.6g}: write y = y + ... instead of y += ... in func")
+        # One reduction and one transfer; a finite sum has finite terms, an infinite one may merely have overflowed.
+        if not math.isfinite(value.detach().sum().item()) and not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"func returned NaN or inf at t={t:.6g}, step {n} of {self.steps}: reduce step_size, use an implicit "
+                "method for stiff problems, or check func and its parameters"
+            )
+        return value
+
+
+class TorchLinearisation:
+    """f at one state, with the graph of its evaluation."""
+
+    __slots__ = ("_function", "_y", "_out", "value")
+
+    def __init__(self, function: TorchFunction, y: Tensor, out: Tensor) -> None:
+        self._function, self._y, self._out = function, y, out
+        self.value = out.detach()
+
+    def vjp(self, v: Tensor, theta_bar: ParameterBar | None = None, *, retain: bool = False) -> Tensor:
+        """J^T v, and P^T v added to theta_bar."""
+        return self._function.peers.call(self._vjp, v, theta_bar, retain)
+
+    def _vjp(self, v: Tensor, theta_bar: ParameterBar | None, retain: bool) -> Tensor:
+        if not self._out.requires_grad:  # f uses neither y nor a parameter
+            return torch.zeros_like(v)
+        parameters = () if theta_bar is None else self._function.parameters
+        y_bar, *bars = torch.autograd.grad(
+            self._out, (self._y, *parameters), v, retain_graph=retain, allow_unused=True
+        )
+        if theta_bar is not None:
+            for i, bar in enumerate(bars):
+                if bar is not None:
+                    theta_bar.add(i, bar)
+        return torch.zeros_like(v) if y_bar is None else y_bar
+
+    def jvp(self, v: Tensor, theta_dot: Sequence[Tensor] | None = None) -> Tensor:
+        """J v, and P theta_dot when given (one tangent for each parameter)."""
+        return self._function.peers.call(self._jvp, v, theta_dot)
+
+    def _jvp(self, v: Tensor, theta_dot: Sequence[Tensor] | None) -> Tensor:
+        inputs, tangents = [self._y], [v]
+        if theta_dot is not None:
+            inputs += self._function.parameters
+            tangents += theta_dot
+        if not self._out.requires_grad:
+            return torch.zeros_like(v)
+        with torch.enable_grad():
+            dummy = torch.zeros_like(v, requires_grad=True)
+            bars = torch.autograd.grad(self._out, inputs, dummy, create_graph=True, allow_unused=True)
+            linear = [(bar, dot) for bar, dot in zip(bars, tangents, strict=True) if bar is not None and bar.requires_grad]
+            if not linear:
+                return torch.zeros_like(v)
+            outputs, dots = zip(*linear, strict=True)
+            (out,) = torch.autograd.grad(outputs, dummy, dots, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(v) if out is None else out.detach()
+
+
+def unreached_leaves(out: Tensor, reached: Sequence[Tensor]) -> list[Tensor]:
+    """The leaf tensors on the graph of `out` that are not in `reached` (leaves or inner tensors).
+
+    A walk over the graph that stops at the nodes of `reached`; what it still finds would get no gradient.
+    """
+    stops = {t.grad_fn for t in reached if t.grad_fn is not None}
+    known = {id(t) for t in reached}
+    seen, stack, leaves = set(), [out.grad_fn], []
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen or node in stops:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            leaves.append(leaf)
+        stack.extend(parent for parent, _ in node.next_functions)
+    return leaves

@@ -1,0 +1,108 @@
+"""The System of a torch callable: its evaluation, and its stages through SNES and KSP."""
+
+from __future__ import annotations
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from .base import Weight
+from .operators import MatrixFree
+from .stage_solver import StageSolver
+from .torch_function import ParameterBar, TorchFunction, TorchLinearisation
+
+_SMALL = 16  # entries up to which a Jacobian is assembled as one dense block: d products against GMRES's many
+
+
+def block_count(function: TorchFunction, choice: str) -> int:
+    """The dense diagonal blocks that option fde_jacobian asks for; 0 for products only.
+
+    'auto' assembles up to 16 entries on one rank; 'dense' is one block; 'blocks' one for each entry of the first
+    dimension of y (independent systems in a batch); 'matrix_free' none.
+    """
+    layout, alone = function.layout, function.peers.alone
+    if choice == "auto":
+        return int(alone and layout.size <= _SMALL)
+    if choice == "matrix_free":
+        return 0
+    if choice not in ("dense", "blocks"):
+        raise ValueError(f"option fde_jacobian must be auto, dense, blocks or matrix_free: got {choice!r}")
+    if not alone:
+        raise ValueError(f"option fde_jacobian={choice} needs the whole state on one rank: use matrix_free with comm")
+    if choice == "dense":
+        return 1
+    if layout.is_tuple or not layout.shapes[0]:
+        raise ValueError("option fde_jacobian=blocks needs y to be one tensor with a batch dimension first; use dense")
+    return layout.shapes[0][0]
+
+
+class TorchSystem:
+    """A torch function with the solver of its implicit stages, for one integration.
+
+    Parameters
+    ----------
+    function : f
+    snes : the SNES of the integration's TS for an implicit method, else None
+    vec : a Vec of the state
+    """
+
+    def __init__(self, function: TorchFunction, snes: PETSc.SNES | None, vec: PETSc.Vec) -> None:
+        self.function = function
+        self.evaluate = function.evaluate
+        self.linearise = function.linearise
+        self.stages: StageSolver | None = None
+        if snes is not None:
+            prefix = snes.getOptionsPrefix() or ""
+            blocks = block_count(function, PETSc.Options().getString(f"{prefix}fde_jacobian", "auto"))
+            operator = MatrixFree(vec, function.dtype, blocks)
+            self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers)
+            self.solve = self.stages.solve
+            self.solve_transpose = self.stages.solve_transpose
+            self.solve_tangent = self.stages.solve_tangent
+
+    def silence(self) -> None:
+        """Cancel the monitors of the solvers: what follows is recomputation."""
+        if self.stages is not None:
+            self.stages.silence()
+
+    def parameter_cotangent(self) -> ParameterBar:
+        """A fresh zero cotangent for the function's parameters."""
+        return ParameterBar(len(self.function.parameters))
+
+
+class GraphSystem:
+    """The same steps on autograd's graph: what `Backprop` differentiates.
+
+    An implicit stage is solved off the graph; its derivative enters by the implicit function theorem, as a hook
+    that solves the transposed stage for the cotangent that autograd brings.
+    """
+
+    def __init__(self, system: TorchSystem) -> None:
+        self._system = system
+
+    def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
+        """f(t, y) on the graph."""
+        return self._system.function.on_graph(n, t, y)
+
+    def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, _Slope]:
+        """y = r + w f(t, y) on the graph, and f there when asked for."""
+        with torch.no_grad():
+            detached_w = w.detach() if isinstance(w, Tensor) else w
+            y, at = self._system.solve(n, t, r.detach(), detached_w, guess.detach())
+        y = r + self._system.function.on_graph(n, t, y) * w
+        if y.requires_grad:
+            y.register_hook(lambda y_bar: self._system.solve_transpose(n, t, at, detached_w, y_bar))
+        return y, _Slope(self, n, t, y)
+
+
+class _Slope:
+    """f at a stage, evaluated on the graph when asked for."""
+
+    def __init__(self, system: GraphSystem, n: int, t: float, y: Tensor) -> None:
+        self._arguments = (system, n, t, y)
+
+    @property
+    def value(self) -> Tensor:
+        """f(t, y)."""
+        system, n, t, y = self._arguments
+        return system.evaluate(n, t, y)

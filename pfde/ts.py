@@ -1,0 +1,303 @@
+"""The PETSc door: Caputo time stepping as a TS of type python, and the driver that the torch door uses.
+
+A PETSc program with its own callbacks integrates D^alpha u = G(t, u) by options alone,
+
+    -ts_type python -ts_python_type pfde.ts.FractionalTS -fde_alpha 0.6 -fde_method trapezoid
+
+where G is the TS's RHSFunction, with RHSJacobian for the implicit methods and the adjoint. The time at which the solve
+starts is the Caputo base point; the time step must divide the interval, and the final time is hit exactly. After the
+solve `adjoint_solve(ts)` fills the vectors of TSSetCostGradients as TSAdjointSolve does for PETSc's own types (a TS of
+type python has no adjoint step): lambda = dL/du_0, mu += dL/dp.
+
+The torch door runs its first forward pass in the same context class (`integrate`), so that -ts_monitor, -snes_*,
+-ksp_*, -log_view and an options prefix work on a torch model as on any PETSc program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from .history import Exact
+from .schedules import StoreAll
+from .schemes import METHODS, Scheme
+from .schemes.base import check_order
+from .sweeps.adjoint import adjoint
+from .sweeps.discretisation import Discretisation, Grid, Orders
+from .sweeps.forward import ForwardSweep
+from .sweeps.trajectory import Store, Trajectory
+from .system.base import PfdeError, System
+from .system.peers import Peers
+from .system.petsc_callbacks import CallbackSystem, VecBar
+from .system.torch_function import TorchFunction
+from .system.torch_system import TorchSystem
+from .system.vectors import load, require_device, state_vec, write
+
+
+class FractionalTS:
+    """The context of a TS of type python that steps a Caputo equation.
+
+    Options (with the TS's prefix): -fde_alpha, the order, in (0, 1] (default 1); -fde_method, one of
+    `pfde.schemes.METHODS` (default trapezoid). Both can be given here instead, for
+    `PETSc.TS().createPython(FractionalTS(alpha=0.6))`.
+    """
+
+    def __init__(self, alpha: float = 1.0, method: str = "trapezoid") -> None:
+        self.alpha, self.method = alpha, method
+        self.sweep: ForwardSweep | None = None
+        self.system: Any = None
+        self.error: BaseException | None = None
+        self.on_step: Callable[[int, Tensor], None] | None = None
+        self._owned = False  # whether `integrate` set the sweep
+
+    @classmethod
+    def of(cls, sweep: ForwardSweep, on_step: Callable[[int, Tensor], None]) -> FractionalTS:
+        """The context that advances a sweep which already exists; `on_step(n, y_n)` sees every step."""
+        context = cls(method=sweep.trajectory.discretisation.scheme.name)
+        context.sweep, context.on_step, context._owned = sweep, on_step, True
+        return context
+
+    def create(self, ts: PETSc.TS) -> None:
+        """Called by PETSc when the type is set: TSSolve insists on a choice, and every step size hits the end."""
+        ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
+
+    def setFromOptions(self, ts: PETSc.TS) -> None:
+        """Read -fde_alpha and -fde_method."""
+        if self._owned:
+            return
+        options = PETSc.Options(ts.getOptionsPrefix() or "")
+        self.alpha = options.getReal("fde_alpha", self.alpha)
+        self.method = options.getString("fde_method", self.method)
+
+    def setUp(self, ts: PETSc.TS) -> None:
+        """Check the options and take the TS's callbacks and solver."""
+        if self._owned:
+            return
+        if self.method not in METHODS:
+            raise ValueError(f"-fde_method must be one of {', '.join(METHODS)}: got {self.method!r}")
+        check_order("-fde_alpha", [self.alpha])
+        vec = ts.getSolution()
+        require_device(torch.device("cuda" if "cuda" in vec.getType() else "cpu"))
+        self.system = CallbackSystem(ts, vec, implicit=METHODS[self.method].implicit)
+
+    def step(self, ts: PETSc.TS) -> None:
+        """One step: advance the sweep, show the state to PETSc."""
+        try:
+            if not self._owned:
+                self._start_if_new(ts)
+            assert self.sweep is not None
+            n = self.sweep.n + 1
+            y = self.sweep.advance(n).y
+            if self.on_step is not None:
+                self.on_step(n, y)
+        except BaseException as error:  # PETSc turns it into an error code: `integrate` raises the original
+            self.error = error
+            raise
+        write(ts.getSolution(), y)
+        ts.setTime(self.sweep.trajectory.discretisation.grid.time(n))
+
+    def _start_if_new(self, ts: PETSc.TS) -> None:
+        t, sweep = ts.getTime(), self.sweep
+        if sweep is not None and sweep.n < sweep.trajectory.discretisation.grid.steps:
+            return
+        if sweep is not None and ts.getStepNumber() > 0:
+            raise PfdeError(
+                f"the Caputo solve ended at t={t:.6g} and cannot be continued: set the final time before the solve, or "
+                "call ts.setStepNumber(0) and ts.setTime(t0) to start a new one"
+            )
+        y0 = load(ts.getSolution(), torch.float64)
+        scheme = METHODS[self.method]
+        orders = Orders(torch.tensor([self.alpha], dtype=torch.float64), None)
+        discretisation = Discretisation(scheme, grid_of(ts), orders, Exact(), y0.dtype, y0.device)
+        self.sweep = ForwardSweep(Trajectory(discretisation, y0, "state"), self.system)
+
+    def view(self, ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
+        """-ts_view."""
+        scheme = METHODS[self.method]
+        viewer.printfASCII(f"  Caputo equation, method {scheme.name} (order {scheme.order}; {scheme.stability})\n")
+        if not self._owned:
+            viewer.printfASCII(f"  alpha = {self.alpha:g}\n")
+
+    def reset(self, _ts: PETSc.TS) -> None:
+        """Forget the solve."""
+        self.sweep = self.system = None
+
+
+def grid_of(ts: PETSc.TS) -> Grid:
+    """The uniform grid from a TS's time, time step, final time and step limit. Raises ValueError."""
+    t0, h, t1 = ts.getTime(), ts.getTimeStep(), ts.getMaxTime()
+    limit = ts.getMaxSteps()
+    span = (t1 - t0) / h
+    if span > limit:  # stopped by the number of steps, as TS_CONVERGED_ITS
+        return Grid(t0, h, limit, t0 + limit * h)
+    steps = round(span)
+    if steps < 1 or abs(span - steps) > 1e-8 * steps:
+        raise ValueError(
+            f"the time step must divide the interval: got -ts_dt {h:g} on [{t0:g}, {t1:g}], {span:g} steps; "
+            f"use -ts_dt {(t1 - t0) / max(1, round(span)):.17g}"
+        )
+    return Grid(t0, (t1 - t0) / steps, steps, t1)
+
+
+def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: bool = False) -> list[float] | None:
+    """Fill the cost gradients of a TS of type `FractionalTS` after its solve, by the discrete adjoint.
+
+    For every pair (lambda, mu) of `ts.setCostGradients(lambda, mu)`: lambda goes in as dL/du(T) and comes out as
+    dL/du(t_0); mu comes out with dL/dp added (mu may be None). The gradient is that of the discrete scheme, to
+    rounding and to the tolerance of the transposed KSP solves.
+
+    Parameters
+    ----------
+    ts : after `ts.solve`
+    jacobian_p : a Mat for the callback of setRHSJacobianP to fill; default an AIJ matrix of matching sizes
+    alpha : whether to return dL/dalpha for each cost
+
+    Collective. Raises ValueError when cost gradients, RHSJacobian or RHSJacobianP are missing; PfdeError when the
+    forward solve has not reached its end. Further costs after the first compute the trajectory again.
+    """
+    context = ts.getPythonContext()
+    if not isinstance(context, FractionalTS):
+        raise TypeError(f"adjoint_solve needs a TS of type python with FractionalTS: got {ts.getType()}; use ts.adjointSolve")
+    sweep = context.sweep
+    if sweep is None or sweep.n < sweep.trajectory.discretisation.grid.steps:
+        raise PfdeError("adjoint_solve needs a completed forward solve: call ts.solve(u) to the final time first")
+    lambdas, mus = ts.getCostGradients()
+    if not lambdas:
+        raise ValueError("adjoint_solve needs cost gradients: call ts.setCostGradients(lambda, mu) first")
+    system: CallbackSystem = context.system
+    alpha_bars = []
+    for i, lam in enumerate(lambdas):
+        mu = mus[i] if mus else None
+        if mu is not None:
+            system.use_jacobian_p(jacobian_p, mu)
+        trajectory = sweep.trajectory
+        if trajectory.spent:
+            trajectory = again(trajectory, system)
+        steps = trajectory.discretisation.grid.steps
+        y_bar = {steps: load(lam, torch.float64)}
+        cotangents = adjoint(trajectory, system, y_bar, VecBar(mu), StoreAll().backward(steps), alpha=alpha)
+        write(lam, cotangents.y0)
+        if cotangents.alpha is not None:
+            alpha_bars.append(float(cotangents.alpha[0]))
+    return alpha_bars if alpha else None
+
+
+def again(trajectory: Trajectory, system: System) -> Trajectory:
+    """Compute a spent trajectory anew: the same steps without a TS, so without monitors and hooks."""
+    system.silence()
+    fresh = Trajectory(trajectory.discretisation, trajectory.y0, trajectory.store)
+    ForwardSweep(fresh, system).advance(fresh.discretisation.grid.steps)
+    return fresh
+
+
+def integrate(
+    discretisation: Discretisation,
+    y0: Tensor,
+    store: Store | None,
+    function: TorchFunction,
+    on_step: Callable[[int, Tensor], None],
+    *,
+    options_prefix: str = "",
+) -> tuple[Trajectory, TorchSystem]:
+    """The forward pass in a TS of its own; the driver of the torch door.
+
+    Parameters
+    ----------
+    discretisation : the scheme on its grid
+    y0 : (d,) the initial state
+    store : what the trajectory keeps; None without gradient
+    function : f; its peers are the ranks that share the state
+    on_step : sees (n, y_n) after every step
+    options_prefix : of the TS and its solvers
+
+    Collective. What a callback raises comes out as it was raised. The TS is new for each solve, because an
+    exception inside a step leaves a TS locked.
+    """
+    grid, comm = discretisation.grid, petsc_comm(function)
+    vec = state_vec(y0.numel(), y0.device, comm)
+    ts = PETSc.TS().create(comm)
+    ts.setOptionsPrefix(options_prefix)
+    system = TorchSystem(function, ts.getSNES() if discretisation.scheme.implicit else None, vec)
+    trajectory = Trajectory(discretisation, y0, store)
+    context = FractionalTS.of(ForwardSweep(trajectory, system), on_step)
+    ts.setType(PETSc.TS.Type.PYTHON)
+    ts.setPythonContext(context)
+    ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
+    write(vec, y0)
+    try:
+        ts.setFromOptions()
+        _refuse_options(ts, options_prefix)
+        ts.setTime(grid.t0)
+        ts.setTimeStep(grid.h)
+        ts.setMaxTime(grid.t1)
+        ts.setMaxSteps(grid.steps)
+        ts.solve(vec)
+    except PETSc.Error as error:
+        if context.error is not None:
+            raise context.error from None
+        raise error
+    finally:
+        ts.destroy()
+    assert context.sweep is not None
+    if context.sweep.n < grid.steps:
+        raise PfdeError(f"the TS stopped after step {context.sweep.n} of {grid.steps}: a hook of its options ended it")
+    return trajectory, system
+
+
+@contextmanager
+def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Iterator[None]:
+    """Have these PETSc options in the database while a solve is set up and run; then restore what was there.
+
+    Raises ValueError, on every rank, for an option that no object of the solve has asked for.
+    """
+    database = PETSc.Options()
+    names = {name: prefix + name for name in options}
+    before = {full: database.getString(full) for full in names.values() if database.hasName(full)}
+    try:
+        for name, full in names.items():
+            database.setValue(full, options[name])
+        yield
+        unused = [name for name, full in names.items() if not database.used(full)]
+        if unused:
+            peers.agree(
+                ValueError(
+                    f"options: {', '.join(map(repr, unused))} does not apply to this solve (no PETSc object of it has such an "
+                    "option); explicit methods have no snes_ and ksp_ options"
+                )
+            )
+    finally:
+        for full in names.values():
+            database.delValue(full)
+        for full, value in before.items():
+            database.setValue(full, value)
+
+
+def bare_system(scheme: Scheme, function: TorchFunction, *, options_prefix: str = "") -> TorchSystem:
+    """f with a stage solver of its own, outside any TS: what autograd through the steps uses."""
+    comm = petsc_comm(function)
+    snes = None
+    if scheme.implicit:
+        snes = PETSc.SNES().create(comm)
+        snes.setOptionsPrefix(options_prefix)
+    return TorchSystem(function, snes, state_vec(function.layout.size, function.device, comm))
+
+
+def petsc_comm(function: TorchFunction) -> PETSc.Comm:
+    """The communicator of the ranks that share the state."""
+    return PETSc.COMM_SELF if function.peers.comm is None else PETSc.Comm(function.peers.comm)
+
+
+def _refuse_options(ts: PETSc.TS, prefix: str) -> None:
+    """Raise ValueError for TS options that the arguments of the torch door decide."""
+    options = PETSc.Options(prefix)
+    for name in ("ts_type", "ts_dt", "ts_max_time", "ts_max_steps", "ts_init_time"):
+        if options.hasName(name) or ts.getType() != PETSc.TS.Type.PYTHON:
+            raise ValueError(
+                f"PETSc option -{prefix}{name} does not apply here: t, step_size and method say it; if it belongs to "
+                "another TS of the program, give this solve an options_prefix"
+            )
