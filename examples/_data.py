@@ -14,7 +14,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @dataclass(frozen=True)
 class Images:
-    """Images (count, side, side) in [0, 1] and their labels (count,)."""
+    """Images (count, side, side) in [0, 1], of torch's default dtype, and their labels (count,)."""
 
     pixels: Tensor
     labels: Tensor
@@ -26,7 +26,7 @@ class Images:
         return Images(self.pixels[index], self.labels[index])
 
 
-def load(name: str, dtype: torch.dtype, limit: int | None = None) -> tuple[Images, Images]:
+def load(name: str, limit: int | None = None) -> tuple[Images, Images]:
     """The training images of a data set and its test images: a fifth, the same in every run.
 
     `limit` keeps that many of the training images, and of the test images at most as many.
@@ -40,7 +40,10 @@ def load(name: str, dtype: torch.dtype, limit: int | None = None) -> tuple[Image
     else:
         raise ValueError(f"data must be 'digits' or 'mnist': got {name!r}")
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
-    images = Images(torch.as_tensor(pixels, dtype=dtype)[order], torch.as_tensor(labels, dtype=torch.int64)[order])
+    images = Images(
+        torch.as_tensor(pixels, dtype=torch.get_default_dtype())[order],
+        torch.as_tensor(labels, dtype=torch.int64)[order],
+    )
     test, train = images[: len(images) // 5], images[len(images) // 5 :]
     return train[:limit], test[:limit]
 

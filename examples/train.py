@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import _data
-import pfde
-import pfde.nn
+import pfde  # and no more of it: pfde.nn, imported at its first use, starts PETSc, which main() does with its options
 
 METHODS = ("euler", "pece", "beuler", "trapezoid", "gl", "l1", "bdf2")
 MAY_CHANGE_ON_RESUME = ("epochs", "out", "resume")
@@ -306,8 +305,8 @@ def parse_options() -> tuple[argparse.Namespace, list[str]]:
     add("--limit", type=int, help="use so many images only, for a quick try")
     add("--out", type=Path, default=Path("results"), help="the folder of checkpoint.pt and train.png [results]")
     add("--resume", action="store_true", help="go on from OUT/checkpoint.pt, to the bit as if never stopped")
-    add("--help", action="help", help="this text (-help is PETSc's)")
-    args, rest = parser.parse_known_args()
+    add("--help", action="help", help="this text; so does -h (-help is PETSc's)")
+    args, rest = parser.parse_known_args(["--help" if word == "-h" else word for word in sys.argv[1:]])
     if rest and (rest[0][0] != "-" or any(word.startswith("--") for word in rest)):
         parser.error(f"unknown: {' '.join(rest)} (PETSc's options have one dash)")
     for name in ("epochs", "batch_size", "limit"):
@@ -324,19 +323,20 @@ def main() -> int:
     if comm.size > 1:
         torch.set_num_threads(1)
     torch.manual_seed(args.seed)
+    torch.set_default_dtype(getattr(torch, args.dtype))
 
     found = None  # rank 0 reads the files and tells the others
     try:
         with pfde.raise_together(comm):
             if comm.rank == 0:
                 args.out.mkdir(parents=True, exist_ok=True)
-                data = _data.load(args.data, getattr(torch, args.dtype), args.limit)
+                data = _data.load(args.data, args.limit)
                 found = data, load_checkpoint(args) if args.resume else None
     except (OSError, ValueError) as error:  # a wrong option or a missing file: a message does
         sys.exit(f"train.py: error: {error}")
     (images, test_images), checkpoint = comm.bcast(found)
 
-    model = Classifier(images.pixels.shape[-1], args, pfde.Discrete()).to(images.pixels.dtype)
+    model = Classifier(images.pixels.shape[-1], args, pfde.Discrete())
     # The order is one number that every image depends on; with a longer step it keeps up with the thousands of weights.
     order = model.block.raw_alpha
     weights = [parameter for parameter in model.parameters() if parameter is not order]

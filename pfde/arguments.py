@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .schemes import METHODS, Scheme
 from .schemes.base import check_order
@@ -16,9 +18,18 @@ from .system.torch_function import StateLayout, describe
 
 def check_method(method: str) -> Scheme:
     """The scheme of this name."""
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}")
     return METHODS[method]
+
+
+def check_surroundings() -> None:
+    """Raise RuntimeError inside a transform of torch.func or in forward mode: what a solve does is not seen by them."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "a solve inside torch.func (vmap, grad, jacrev, ...) or forward mode is not implemented: use "
+            "torch.autograd.grad or backward(), and a batch as a leading dimension of y0"
+        )
 
 
 def check_state(y0: Any) -> tuple[StateLayout, Tensor]:
@@ -30,6 +41,8 @@ def check_state(y0: Any) -> tuple[StateLayout, Tensor]:
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"y0 must be a tensor or a tuple of tensors: got {describe(part)}")
+        if part.layout != torch.strided:
+            raise TypeError(f"y0 must be dense: got {part.layout}; use y0.to_dense()")
         if part.is_complex():
             raise TypeError(f"y0 must be real: got {part.dtype}; integrate torch.view_as_real(y0) instead")
         if part.dtype not in (torch.float32, torch.float64):
@@ -41,21 +54,30 @@ def check_state(y0: Any) -> tuple[StateLayout, Tensor]:
             )
     layout = StateLayout(tuple(part.shape for part in parts), is_tuple)
     if layout.size == 0:
-        raise ValueError(f"y0 must have entries: got shape {tuple(parts[0].shape)}")
+        shapes = ", ".join(str(tuple(shape)) for shape in layout.shapes)
+        raise ValueError(
+            f"y0 must have entries, on every rank where comm is given: got shape {shapes}; leave ranks without a part "
+            "of the state out of comm"
+        )
     return layout, torch.cat([part.reshape(-1) for part in parts]) if is_tuple else y0.reshape(-1)
 
 
 def check_times(t: Any) -> list[float]:
     """The output times as doubles."""
     if not isinstance(t, Tensor):
-        t = torch.as_tensor(t, dtype=torch.float64)
+        try:
+            t = torch.as_tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"t must be a one-dimensional tensor of times: got {describe(t)}") from None
     if t.dim() != 1 or len(t) < 2:
         raise ValueError(f"t must be one-dimensional with at least two times: got shape {tuple(t.shape)}")
     if t.requires_grad:
         raise ValueError("t requires a gradient, which the methods for fractional orders do not give: pass t.detach()")
     if not t.dtype.is_floating_point:
         raise TypeError(f"t must be floating point: got {t.dtype}; use t.double()")
-    times = t.double().tolist()
+    times: list[float] = t.double().tolist()
+    if not all(map(math.isfinite, times)):
+        raise ValueError(f"t must be finite: got {times[:8]}")
     for i in range(1, len(times)):
         if not times[i] > times[i - 1]:
             raise ValueError(f"t must be strictly increasing: got t[{i - 1}]={times[i - 1]:g}, t[{i}]={times[i]:g}")
@@ -72,9 +94,9 @@ def check_grid(times: list[float], step_size: float | None, resolution: float) -
         steps = len(times) - 1
         h = (t1 - t0) / steps
     else:
-        h = float(step_size)
+        h = _number("step_size", step_size)
         if not 0 < h <= (t1 - t0) * (1 + 1e-9):
-            raise ValueError(f"step_size must be in (0, t[-1] - t[0] = {t1 - t0:g}]: got {step_size:g}")
+            raise ValueError(f"step_size must be in (0, t[-1] - t[0] = {t1 - t0:g}]: got {h:g}")
         steps = round((t1 - t0) / h)
     # t carries a rounding error of its own: one unit of the larger end, seen in steps of h
     slack = 1e-9 * steps + 4 * resolution * max(abs(t0), abs(t1)) / h
@@ -95,6 +117,14 @@ def check_grid(times: list[float], step_size: float | None, resolution: float) -
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"step_size={h:g} is larger than the smallest distance between times in t; reduce it")
     return Grid(t0, (t1 - t0) / steps, steps, t1), tuple(outputs)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which is not implemented: pass float({name})")
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number: got {describe(value)}")
+    return float(value)
 
 
 def check_alpha(alpha: Any, layout: StateLayout, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -123,7 +153,9 @@ def check_parameters(func: Callable[..., Any], params: Sequence[Tensor] | None) 
     """The tensors of func that require a gradient: a module's own, and those of `params`."""
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y): got {type(func).__name__}")
-    found = list(func.parameters()) if isinstance(func, nn.Module) else []
+    found: list[Tensor] = list(func.parameters()) if isinstance(func, nn.Module) else []
+    if isinstance(params, Tensor | nn.Module) or not isinstance(params, Iterable | None):
+        raise TypeError(f"params must be a sequence of tensors, such as (a, b): got {describe(params)}")
     for p in () if params is None else params:
         if not isinstance(p, Tensor):
             raise TypeError(f"params must be a sequence of tensors: got {describe(p)} in it")
@@ -148,6 +180,29 @@ def check_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(options, Mapping):
         raise TypeError(f"options must be a mapping of PETSc option names to values: got {type(options).__name__}")
     for name in options:
-        if not isinstance(name, str) or not name or name.startswith("-"):
+        if not isinstance(name, str) or not name or name.startswith("-") or " " in name:
             raise ValueError(f"options: names are PETSc's without the dash, such as 'snes_rtol': got {name!r}")
+        if not isinstance(options[name], str | bool | int | float):
+            raise TypeError(
+                f"options: a value must be a number, a string or a bool: got {name!r}: {describe(options[name])}"
+            )
     return dict(options)
+
+
+def check_solver_options(options: Mapping[str, Any], scheme: Scheme) -> None:
+    """Raise ValueError for options of the stage solver where a method has none (its TS would read and ignore them)."""
+    for name in options:
+        if not scheme.implicit and name.startswith(("snes_", "ksp_", "pc_", "fde_jacobian")):
+            raise ValueError(
+                f"options: {name!r} does not apply to method {scheme.name!r}, which is explicit and solves no "
+                "equations: remove it"
+            )
+
+
+def check_prefix(prefix: str) -> str:
+    """An options prefix, as PETSc takes it."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"options_prefix must be a string: got {describe(prefix)}")
+    if prefix.startswith("-") or " " in prefix:
+        raise ValueError(f"options_prefix must be without dash and spaces, such as 'block1_': got {prefix!r}")
+    return prefix

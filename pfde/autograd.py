@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gradients import Discrete
 from .problem import Problem
 
 
@@ -23,24 +24,35 @@ class FractionalSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, alpha: Tensor, y0: Tensor, *parameters: Tensor) -> Tensor:
         """Solve, and keep the trajectory."""
+        assert isinstance(problem.gradient, Discrete)
         y, ctx.trajectory, ctx.system = problem.integrate(alpha, y0, problem.gradient.store)
         ctx.problem = problem
-        ctx.save_for_backward(alpha, y0, *parameters)  # torch then refuses if one was changed in place
+        ctx.save_for_backward(alpha, y0, *parameters, *problem.frozen)  # torch refuses if one is changed in place
+        kind = y0.device.type
+        ctx.autocast = torch.autocast(
+            kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
+        )
         return y
 
     @staticmethod
     def backward(ctx: Any, y_bar: Tensor) -> tuple[Tensor | None, ...]:
         """The adjoint sweep."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "double backward (create_graph=True) through pfde.Discrete is not implemented: use "
-                "gradient=pfde.Backprop() with an explicit method"
-            )
-        alpha, y0, *parameters = ctx.saved_tensors
         problem: Problem = ctx.problem
-        alpha_bar, y0_bar, theta_bar = problem.reverse(
-            ctx.trajectory, ctx.system, y_bar, alpha=ctx.needs_input_grad[1]
-        )
+        alpha = problem.peers.call(_saved_alpha, ctx)
+        with ctx.autocast:  # f is evaluated as in the forward pass
+            alpha_bar, y0_bar, theta_bar = problem.reverse(
+                ctx.trajectory, ctx.system, y_bar, alpha=ctx.needs_input_grad[1]
+            )
         if alpha_bar is not None:
             alpha_bar = alpha_bar.to(alpha).reshape(alpha.shape)
         return None, alpha_bar, y0_bar, *theta_bar
+
+
+def _saved_alpha(ctx: Any) -> Tensor:
+    """alpha, once it is sure that the backward pass may run. Raises RuntimeError."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "double backward (create_graph=True) through pfde.Discrete is not implemented: use "
+            "gradient=pfde.Backprop() with an explicit method"
+        )
+    return ctx.saved_tensors[0]

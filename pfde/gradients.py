@@ -7,10 +7,11 @@ oracle and the baseline that its time and memory are measured against.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from .schedules import StoreAll
 
-STORES = ("state", "stages", "graph")
+Store = Literal["state", "stages", "graph"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +28,11 @@ class Discrete:
     """
 
     schedule: StoreAll | None = None
-    store: str = "state"
+    store: Store = "state"
 
     def __post_init__(self) -> None:
-        if self.store not in STORES:
-            raise ValueError(f"store must be one of {', '.join(STORES)}: got {self.store!r}")
+        if self.store not in get_args(Store):
+            raise ValueError(f"store must be one of {', '.join(get_args(Store))}: got {self.store!r}")
         if self.schedule is not None and not isinstance(self.schedule, StoreAll):
             raise TypeError(f"schedule must be a pfde schedule such as StoreAll(): got {type(self.schedule).__name__}")
 

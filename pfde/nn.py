@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_method, check_times
 from .gradients import Backprop, Discrete
 from .history import Exact
 from .schemes.base import check_order
@@ -31,6 +32,7 @@ class FDEBlock(nn.Module):
     """
 
     raw_alpha: Tensor
+    fixed_alpha: Tensor
 
     def __init__(
         self,
@@ -52,22 +54,24 @@ class FDEBlock(nn.Module):
         super().__init__()
         self.func = func
         self.learn_alpha, self.return_all = learn_alpha, return_all
-        self.t = torch.as_tensor(t, dtype=torch.float64).tolist()
-        self._keywords = dict(
-            method=method,
-            step_size=step_size,
-            gradient=gradient,
-            history=history,
-            params=params,
-            options=options,
-            options_prefix=options_prefix,
-            comm=comm,
-        )
-        start = torch.as_tensor(alpha, dtype=torch.float64).detach().clone()
-        check_order("alpha", start.reshape(-1).tolist())
+        self.t = check_times(t)
+        check_method(method)
+        self._keywords: dict[str, Any] = {
+            "method": method,
+            "step_size": step_size,
+            "gradient": gradient,
+            "history": history,
+            "params": None if params is None else tuple(params),  # an iterator would serve one call only
+            "options": options,
+            "options_prefix": options_prefix,
+            "comm": comm,
+        }
+        start = _start_order(alpha)
         if learn_alpha:
             if bool((start >= 1).any()):
-                raise ValueError(f"alpha must be below 1 to be learned as sigmoid(raw_alpha): got {float(start.max()):g}")
+                raise ValueError(
+                    f"alpha must be below 1 to be learned as sigmoid(raw_alpha): got {float(start.max()):g}"
+                )
             self.raw_alpha = nn.Parameter(torch.logit(start))
         else:
             self.register_buffer("fixed_alpha", start)
@@ -89,3 +93,16 @@ class FDEBlock(nn.Module):
         """What print(model) shows."""
         learned = ", learned" if self.learn_alpha else ""
         return f"alpha={self.alpha.detach().tolist()}{learned}, t={self.t}, method={self._keywords['method']!r}"
+
+
+def _start_order(alpha: float | Tensor) -> Tensor:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float | Tensor):
+        raise TypeError(f"alpha must be a number or a tensor: got {type(alpha).__name__}")
+    start = alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
+    if start.requires_grad:
+        raise ValueError(
+            "alpha requires a gradient, but the block makes a parameter of its own: use alpha=alpha.detach() with "
+            "learn_alpha=True, or pfde.fdeint with your alpha"
+        )
+    check_order("alpha", start.reshape(-1).tolist())
+    return start.to(torch.float64, copy=True)

@@ -6,23 +6,24 @@ alpha and the parameters belong to autograd and are passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ts
-from .gradients import Backprop, Discrete
+from .gradients import Backprop, Discrete, Store
 from .history import Exact
 from .schedules import StoreAll
 from .schemes import Scheme
 from .sweeps.adjoint import adjoint
 from .sweeps.backprop import backprop
 from .sweeps.discretisation import Discretisation, Grid, Orders
-from .sweeps.trajectory import Store, Trajectory
-from .system.base import PfdeError
+from .sweeps.trajectory import Trajectory
+from .system.base import PfdeError, System
 from .system.peers import Peers
 from .system.torch_function import StateLayout, TorchFunction
 from .system.torch_system import GraphSystem, TorchSystem
@@ -77,6 +78,17 @@ class Problem:
     options_prefix: str
     stats: Stats
 
+    @property
+    def frozen(self) -> tuple[Tensor, ...]:
+        """A module's parameters that require no gradient: the backward pass evaluates func with them again."""
+        if not isinstance(self.func, nn.Module):
+            return ()
+        return tuple(p for p in self.func.parameters() if not p.requires_grad)
+
+    def needs_gradient(self, alpha: Tensor, y0: Tensor) -> bool:
+        """Whether autograd is to follow the solve."""
+        return torch.is_grad_enabled() and any(x.requires_grad for x in (alpha, y0, *self.parameters))
+
     def orders(self, alpha: Tensor) -> Orders:
         """The orders as the weights take them."""
         return Orders(alpha.double().cpu().reshape(-1), self.group)
@@ -105,11 +117,9 @@ class Problem:
             on_step,
             options_prefix=self.options_prefix,
         )
-        if store in ("state", "stages") and not all(map(torch.equal, generators, _generator_states(y0))):
-            raise PfdeError(
-                "func drew random numbers (dropout?): the backward pass would evaluate it again with others; use "
-                "gradient=pfde.Discrete(store='graph') or pfde.Backprop(), or draw the numbers outside func"
-            )
+        if not all(map(torch.equal, generators, _generator_states(y0))):
+            function.generators = generators
+        self.peers.agree(_random_error(store) if function.generators else None)
         self.stats.steps = self.grid.steps
         self.stats.nfe_forward += function.evaluations
         self._count_iterations(system)
@@ -119,7 +129,7 @@ class Problem:
         """The same steps on autograd's graph; y at the outputs, (len(outputs), d). Collective."""
         function = self.function(y0)
         system = ts.bare_system(self.scheme, function, options_prefix=self.options_prefix)
-        y = backprop(self.scheme, self.grid, self.orders(alpha), GraphSystem(system), y0, self.outputs)
+        y = backprop(self.scheme, self.grid, self.orders(alpha), cast(System, GraphSystem(system)), y0, self.outputs)
         self.stats.steps = self.grid.steps
         self.stats.nfe_forward += function.evaluations
         self._count_iterations(system)
@@ -132,10 +142,12 @@ class Problem:
         function, stats = system.function, self.stats
         function.evaluations = 0
         if trajectory.spent:
-            trajectory = ts.again(trajectory, system)
+            with _replay(function.generators, y_bar):
+                trajectory = ts.again(trajectory, system)
             stats.nfe_recompute += function.evaluations
             function.evaluations = 0
         theta_bar = system.parameter_cotangent()
+        assert isinstance(self.gradient, Discrete)
         actions = (self.gradient.schedule or StoreAll()).backward(self.grid.steps)
         cotangents = {n: y_bar[i] for i, n in enumerate(self.outputs)}
         bars = adjoint(trajectory, system, cotangents, theta_bar, actions, alpha=alpha)
@@ -155,3 +167,25 @@ def _generator_states(y0: Tensor) -> list[Tensor]:
     if y0.is_cuda:
         states.append(torch.cuda.get_rng_state(y0.device))
     return states
+
+
+def _random_error(store: Store | None) -> PfdeError | None:
+    if store not in ("state", "stages"):
+        return None
+    return PfdeError(
+        "func drew random numbers (dropout?): the backward pass would evaluate it again with others; use "
+        "gradient=pfde.Discrete(store='graph') or pfde.Backprop(), or draw the numbers outside func"
+    )
+
+
+@contextmanager
+def _replay(generators: list[Tensor] | None, like: Tensor) -> Iterator[None]:
+    """Let func draw the random numbers of the forward pass once more, where it drew any."""
+    if generators is None:
+        yield
+        return
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        torch.set_rng_state(generators[0])
+        if like.is_cuda:
+            torch.cuda.set_rng_state(generators[1], like.device)
+        yield

@@ -1,6 +1,6 @@
 """The torch door: `fdeint` and `solve`. Check the arguments, choose, hand over to autograd.
 
-    D^alpha y(t) = f(t, y(t), theta),   y(t_0) = y_0,   0 < alpha <= 1   (Caputo; alpha = 1 is an ODE)
+D^alpha y(t) = f(t, y(t), theta),   y(t_0) = y_0,   0 < alpha <= 1   (Caputo; alpha = 1 is an ODE)
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from .arguments import (
     check_method,
     check_options,
     check_parameters,
+    check_prefix,
+    check_solver_options,
     check_state,
+    check_surroundings,
     check_times,
 )
 from .autograd import FractionalSolve
@@ -28,7 +31,7 @@ from .gradients import Backprop, Discrete
 from .history import Exact
 from .problem import Problem, Stats
 from .system.peers import Peers
-from .system.torch_function import unreached_leaves
+from .system.torch_function import require_reached
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def fdeint(
     history : `pfde.Exact()` or None
     params : tensors that func uses and that are to get a gradient, beyond those of an nn.Module
     options : PETSc options of this solve, such as {"snes_rtol": 1e-8, "ksp_type": "bcgs"}; and "fde_jacobian", how the
-        Newton matrix is treated: "auto", "matrix_free", "dense", "blocks" (independent systems along y's first dimension)
+        Newton matrix is treated: "auto", "matrix_free", "dense", or "blocks" (independent systems along dimension 0)
     options_prefix : PETSc options prefix of this solve's TS, SNES and KSP
     comm : mpi4py communicator of the ranks that share one state, each holding a part of it as its y0; None: this rank
         alone. With it, forward and backward are collective, and gradients of parameters are this rank's contributions
@@ -140,38 +143,54 @@ def solve(
     peers = Peers(comm)
 
     def prepare() -> tuple[Problem, Tensor, Tensor, dict[str, Any]]:
+        check_surroundings()
         scheme = check_method(method)
         layout, flat = check_state(y0)
         times = check_times(t)
         resolution = torch.finfo(t.dtype if isinstance(t, Tensor) else torch.float64).eps
         grid, outputs = check_grid(times, step_size, resolution)
         order, group = check_alpha(alpha, layout, flat.device)
-        parameters = check_parameters(func, params) if torch.is_grad_enabled() else ()
+        parameters = check_parameters(func, params)
         how = check_kind("gradient", gradient, (Discrete, Backprop), Discrete())
         past = check_kind("history", history, (Exact,), Exact())
         stats = Stats(scheme.name)
-        problem = Problem(
-            scheme, grid, outputs, past, how, group, layout, func, parameters, peers, options_prefix, stats
-        )
-        return problem, order, flat, check_options(options)
+        prefix = check_prefix(options_prefix)
+        problem = Problem(scheme, grid, outputs, past, how, group, layout, func, parameters, peers, prefix, stats)
+        extra = check_options(options)
+        check_solver_options(extra, scheme)
+        return problem, order, flat, extra
 
     problem, order, flat, extra = peers.call(prepare)
-    peers.same("method, grid and number of orders", (problem.scheme.name, problem.grid, problem.outputs, order.numel()))
+    needed = problem.needs_gradient(order, flat)
+    peers.same(
+        {
+            "method": problem.scheme.name,
+            "t, with step_size": (problem.grid, problem.outputs),
+            "gradient": problem.gradient,
+            "history": problem.history,
+            "the dtype of y0": flat.dtype,
+            "the kind of device of y0": flat.device.type,
+            "torch.is_grad_enabled()": torch.is_grad_enabled(),
+            "whether y0, alpha or a parameter requires a gradient": needed,
+            "options": extra,
+            "options_prefix": options_prefix,
+        }
+    )
     with ts.solver_options(extra, options_prefix, peers):
-        y = _differentiable(problem, order, flat)
+        y = _differentiable(problem, order, flat, needed)
     return Solution(t, problem.layout.unflatten(y), problem.stats, "completed")
 
 
-def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor) -> Tensor:
+def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, needed: bool) -> Tensor:
     """y at the output steps, (T, d), with whatever graph is called for."""
-    needs_gradient = torch.is_grad_enabled()
-    if needs_gradient:
+    if torch.is_grad_enabled():
         problem.peers.call(_check_closures, problem, y0)
+    if not needed:
+        with torch.inference_mode(False), torch.no_grad():  # Newton's method needs graphs of its own
+            alpha, y0 = (x.clone() if x.is_inference() else x for x in (alpha, y0))
+            return problem.integrate(alpha, y0, None)[0]
     if isinstance(problem.gradient, Backprop):
         return problem.backprop(alpha, y0)
-    if not needs_gradient or not any(x.requires_grad for x in (alpha, y0, *problem.parameters)):
-        with torch.no_grad():
-            return problem.integrate(alpha, y0, None)[0]
     return FractionalSolve.apply(problem, alpha, y0, *problem.parameters)
 
 
@@ -185,9 +204,4 @@ def _check_closures(problem: Problem, y0: Tensor) -> None:
     with torch.enable_grad():
         value = function.on_graph(0, problem.grid.t0, y)
     problem.stats.nfe_forward += 1
-    leaves = unreached_leaves(value, (y, *problem.parameters))
-    if leaves:
-        raise ValueError(
-            f"func uses a tensor of shape {tuple(leaves[0].shape)} that requires grad but is none of its parameters, so it "
-            "would get no gradient: pass params=(...), make func an nn.Module that owns it, or detach it"
-        )
+    require_reached(value, (y, *problem.parameters))

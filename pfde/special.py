@@ -124,7 +124,7 @@ def _tabulate(count: int, head: Sequence[Tensor], block: Callable[[Tensor, int],
     """Entries ``head`` for the first lags, then ``block(k, floor)`` on rows k of shape (1, rows); (count, G)."""
     orders = head[-1]
     assert orders.dim() == 1 and orders.dtype == torch.float64 and len(head) in (2, _STIRLING_FLOOR)
-    columns = [torch.stack(head, dim=1)]
+    columns = [torch.stack(list(head), dim=1)]
     for floor, start, stop in _blocks(len(head), count, len(orders)):
         k = torch.arange(start, stop, dtype=orders.dtype, device=orders.device)[None, :]
         columns.append(block(k, floor))

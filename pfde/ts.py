@@ -23,6 +23,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from .gradients import Store
 from .history import Exact
 from .schedules import StoreAll
 from .schemes import METHODS, Scheme
@@ -30,7 +31,7 @@ from .schemes.base import check_order
 from .sweeps.adjoint import adjoint
 from .sweeps.discretisation import Discretisation, Grid, Orders
 from .sweeps.forward import ForwardSweep
-from .sweeps.trajectory import Store, Trajectory
+from .sweeps.trajectory import Trajectory
 from .system.base import PfdeError, System
 from .system.peers import Peers
 from .system.petsc_callbacks import CallbackSystem, VecBar
@@ -96,7 +97,8 @@ class FractionalTS:
             if self.on_step is not None:
                 self.on_step(n, y)
         except BaseException as error:  # PETSc turns it into an error code: `integrate` raises the original
-            self.error = error
+            if self._owned:
+                self.error = error
             raise
         write(ts.getSolution(), y)
         ts.setTime(self.sweep.trajectory.discretisation.grid.time(n))
@@ -160,9 +162,12 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
     Collective. Raises ValueError when cost gradients, RHSJacobian or RHSJacobianP are missing; PfdeError when the
     forward solve has not reached its end. Further costs after the first compute the trajectory again.
     """
-    context = ts.getPythonContext()
+    # Asking a TS of another type for its Python context reads memory that is not one.
+    context = ts.getPythonContext() if ts.getType() == PETSc.TS.Type.PYTHON else None
     if not isinstance(context, FractionalTS):
-        raise TypeError(f"adjoint_solve needs a TS of type python with FractionalTS: got {ts.getType()}; use ts.adjointSolve")
+        raise TypeError(
+            f"adjoint_solve needs a TS of type python with FractionalTS: got {ts.getType()}; use ts.adjointSolve"
+        )
     sweep = context.sweep
     if sweep is None or sweep.n < sweep.trajectory.discretisation.grid.steps:
         raise PfdeError("adjoint_solve needs a completed forward solve: call ts.solve(u) to the final time first")
@@ -170,7 +175,7 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
     if not lambdas:
         raise ValueError("adjoint_solve needs cost gradients: call ts.setCostGradients(lambda, mu) first")
     system: CallbackSystem = context.system
-    alpha_bars = []
+    peers, alpha_bars = Peers(ts.comm.tompi4py()), []
     for i, lam in enumerate(lambdas):
         mu = mus[i] if mus else None
         if mu is not None:
@@ -183,7 +188,7 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
         cotangents = adjoint(trajectory, system, y_bar, VecBar(mu), StoreAll().backward(steps), alpha=alpha)
         write(lam, cotangents.y0)
         if cotangents.alpha is not None:
-            alpha_bars.append(float(cotangents.alpha[0]))
+            alpha_bars.append(peers.sum(float(cotangents.alpha[0])))
     return alpha_bars if alpha else None
 
 
@@ -227,26 +232,34 @@ def integrate(
     context = FractionalTS.of(ForwardSweep(trajectory, system), on_step)
     ts.setType(PETSc.TS.Type.PYTHON)
     ts.setPythonContext(context)
-    ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
+    context.create(ts)
     write(vec, y0)
+    error: BaseException | None = None
+    _refuse_options(options_prefix)
     try:
         ts.setFromOptions()
-        _refuse_options(ts, options_prefix)
         ts.setTime(grid.t0)
         ts.setTimeStep(grid.h)
         ts.setMaxTime(grid.t1)
         ts.setMaxSteps(grid.steps)
         ts.solve(vec)
-    except PETSc.Error as error:
-        if context.error is not None:
-            raise context.error from None
-        raise error
+    except PETSc.Error as caught:
+        # Moved out of the context: the traceback holds the TS, the TS its context, and no garbage collector sees it.
+        error, context.error = context.error or caught, None
     finally:
         ts.destroy()
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error
     assert context.sweep is not None
     if context.sweep.n < grid.steps:
         raise PfdeError(f"the TS stopped after step {context.sweep.n} of {grid.steps}: a hook of its options ended it")
     return trajectory, system
+
+
+_BAD_OPTION = (60, 62, 63, 86)  # PETSC_ERR_ARG_SIZ, _WRONG, _OUTOFRANGE, PETSC_ERR_UNKNOWN_TYPE
 
 
 @contextmanager
@@ -261,13 +274,19 @@ def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Ite
     try:
         for name, full in names.items():
             database.setValue(full, options[name])
-        yield
+        try:
+            yield
+        except PETSc.Error as error:
+            if not options or error.ierr not in _BAD_OPTION:
+                raise
+            reason = str(error).splitlines()[-1].partition("] ")[2]
+            raise ValueError(f"options: PETSc does not take {dict(options)}: {reason}") from error
         unused = [name for name, full in names.items() if not database.used(full)]
         if unused:
             peers.agree(
                 ValueError(
-                    f"options: {', '.join(map(repr, unused))} does not apply to this solve (no PETSc object of it has such an "
-                    "option); explicit methods have no snes_ and ksp_ options"
+                    f"options: {', '.join(map(repr, unused))} does not apply to this solve (no PETSc object of it has "
+                    "such an option); explicit methods have no snes_ and ksp_ options"
                 )
             )
     finally:
@@ -292,11 +311,11 @@ def petsc_comm(function: TorchFunction) -> PETSc.Comm:
     return PETSc.COMM_SELF if function.peers.comm is None else PETSc.Comm(function.peers.comm)
 
 
-def _refuse_options(ts: PETSc.TS, prefix: str) -> None:
+def _refuse_options(prefix: str) -> None:
     """Raise ValueError for TS options that the arguments of the torch door decide."""
     options = PETSc.Options(prefix)
     for name in ("ts_type", "ts_dt", "ts_max_time", "ts_max_steps", "ts_init_time"):
-        if options.hasName(name) or ts.getType() != PETSc.TS.Type.PYTHON:
+        if options.hasName(name):
             raise ValueError(
                 f"PETSc option -{prefix}{name} does not apply here: t, step_size and method say it; if it belongs to "
                 "another TS of the program, give this solve an options_prefix"

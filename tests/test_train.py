@@ -166,17 +166,17 @@ def test_petsc_options_pass_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("ranks", "options", "message"),
     [
-        (["--epoch", "3"], "unknown: --epoch 3"),
-        (["digits"], "unknown: digits"),
-        (["--batch-size", "0"], "--batch-size must be 1 or more: got 0"),
-        (["--data", "mnist"], "PFDE_DATA"),
-        (["--resume"], "run without --resume first"),
+        (1, ["--epoch", "3"], "unknown: --epoch 3"),
+        (1, ["digits"], "unknown: digits"),
+        (1, ["--batch-size", "0"], "--batch-size must be 1 or more: got 0"),
+        (2, ["--data", "mnist"], "PFDE_DATA"),  # rank 0 reads files; the other must not wait for ever
+        (2, ["--resume"], "run without --resume first"),
     ],
 )
-def test_mistakes_are_told_without_a_traceback(options: list[str], message: str, tmp_path: Path) -> None:
-    code, output = finish(start(2, *TINY, "--out", str(tmp_path), *options, PFDE_DATA=str(tmp_path)))
+def test_mistakes_are_told_without_a_traceback(ranks: int, options: list[str], message: str, tmp_path: Path) -> None:
+    code, output = finish(start(ranks, *TINY, "--out", str(tmp_path), *options, PFDE_DATA=str(tmp_path)))
     assert code != 0
     assert message in output
     assert "Traceback" not in output

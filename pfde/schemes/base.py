@@ -26,13 +26,13 @@ P = df/dtheta at the state of the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from ..system.base import Linearisation, ParameterCotangent, System, Weight
+from ..system.base import Linearisation, System, Weight
 
 
 class Weights(NamedTuple):
@@ -131,7 +131,7 @@ class Scheme(ABC):
         y0: Tensor,
         y_bar: Tensor | None,
         x_bar: Tensor | None,
-        theta_bar: ParameterCotangent,
+        theta_bar: Any,
     ) -> StepAdjoint:
         """The transpose of a step; `stage` has at least y_n, and the predictor of a predictor-corrector step."""
 
@@ -142,7 +142,7 @@ class StepTangent(NamedTuple):
     r: tuple[Tensor, ...]
     w: Weight
     y0: Tensor
-    theta: object
+    theta: Any
 
 
 class ExplicitScheme(Scheme):
@@ -171,7 +171,7 @@ class ExplicitScheme(Scheme):
         y0: Tensor,
         y_bar: Tensor | None,
         x_bar: Tensor | None,
-        theta_bar: ParameterCotangent,
+        theta_bar: Any,
     ) -> StepAdjoint:
         """r_bar = y_bar + J^T x_bar."""
         if x_bar is None:
@@ -211,7 +211,7 @@ class ImplicitScheme(Scheme):
         y0: Tensor,
         y_bar: Tensor | None,
         x_bar: Tensor | None,
-        theta_bar: ParameterCotangent,
+        theta_bar: Any,
     ) -> StepAdjoint:
         """(I - w J)^T r_bar = y_bar + (J^T x_bar or x_bar)."""
         f = linearised(system, at, stage)

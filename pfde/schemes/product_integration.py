@@ -12,11 +12,13 @@ methods, Heun's method and the trapezoidal rule. Everything constant in f is int
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..special import first_difference, reciprocal_gamma, second_difference, starting_difference
-from ..system.base import Linearisation, ParameterCotangent, System
+from ..system.base import Linearisation, System
 from .base import (
     ExplicitScheme,
     ImplicitScheme,
@@ -118,9 +120,7 @@ class PredictorCorrector(Scheme):
         corrector = Trapezoid().weights(alpha, h, steps)
         b = explicit_rectangle(steps, alpha) * h**alpha
         assert corrector.start is not None
-        return Weights(
-            torch.stack([corrector.kernel[0], b]), torch.stack([corrector.start[0], b]), corrector.local
-        )
+        return Weights(torch.stack([corrector.kernel[0], b]), torch.stack([corrector.start[0], b]), corrector.local)
 
     def step(self, system: System, at: StepData, r: tuple[Tensor, ...], y0: Tensor, guess: Tensor) -> Stage:
         """Predict, evaluate, correct, evaluate."""
@@ -147,7 +147,7 @@ class PredictorCorrector(Scheme):
         y0: Tensor,
         y_bar: Tensor | None,
         x_bar: Tensor | None,
-        theta_bar: ParameterCotangent,
+        theta_bar: Any,
     ) -> StepAdjoint:
         """r_bar^C = y_bar + J(y)^T x_bar, r_bar^P = J(p)^T (w r_bar^C)."""
         x = None

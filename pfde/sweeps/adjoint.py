@@ -9,9 +9,9 @@ and at the end, over all rows at once,
     F0_bar    = sum_n sum_c sigma^c_n r_bar^c_n
     alpha_bar = sum_n <Z_n, X_n> + w' sum_n <w_bar_n, 1> + sum_n sum_c sigma'^c_n <r_bar^c_n, F_0>
 
-where Z_n = sum_{k>n} kappa'_{k-n} r_bar_k is the transposed history with the derivative kernel kappa' in place of kappa:
-the derivative in alpha costs a second history and no buffer (a correlation of r_bar with X would need both buffers
-whole). It is reverse-accurate: the gradient of the discrete scheme, to rounding.
+where Z_n = sum_{k>n} kappa'_{k-n} r_bar_k is the transposed history with the derivative kernel kappa' in place of
+kappa: the derivative in alpha costs a second history and no buffer (a correlation of r_bar with X would need both
+buffers whole). It is reverse-accurate: the gradient of the discrete scheme, to rounding.
 
 r_bar_n overwrites row n of the trajectory's buffers, which is dead once step n is reversed; a spent trajectory has to
 be computed anew for a second backward pass.
@@ -20,13 +20,14 @@ be computed anew for a second backward pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from checkpoint_schedules import CheckpointAction, EndReverse, Reverse
 from torch import Tensor
 
-from ..schemes.base import StepAdjoint
-from ..system.base import ParameterCotangent, System, add_scaled
+from ..schemes.base import StepAdjoint, linearised
+from ..system.base import System, add_scaled
 from ..system.profile import event
 from .discretisation import Discretisation
 from .trajectory import Trajectory
@@ -56,7 +57,7 @@ class AdjointSweep:
         trajectory: Trajectory,
         system: System,
         y_bar: Mapping[int, Tensor],
-        theta_bar: ParameterCotangent,
+        theta_bar: Any,
         *,
         alpha: bool,
     ) -> None:
@@ -112,8 +113,9 @@ class AdjointSweep:
         if 0 in self._y_bar:
             y0_bar.add_(self._y_bar[0])
         if trajectory.slope is not None:
-            slope_bar = sum(discretisation.weights.start_transpose(c, rows) for c, rows in enumerate(self._rows))
-            f = self._system.linearise(0, discretisation.grid.t0, trajectory.y0)
+            parts = [discretisation.weights.start_transpose(c, rows) for c, rows in enumerate(self._rows)]
+            slope_bar = torch.stack(parts).sum(0)
+            f = linearised(self._system, discretisation.at(0), trajectory.initial_stage())
             y0_bar.add_(f.vjp(slope_bar, self._theta_bar))
         alpha_bar = None
         if self._alpha_bar is not None:
@@ -129,20 +131,23 @@ def adjoint(
     trajectory: Trajectory,
     system: System,
     y_bar: Mapping[int, Tensor],
-    theta_bar: ParameterCotangent,
+    theta_bar: Any,
     actions: Iterable[CheckpointAction],
     *,
     alpha: bool,
 ) -> Cotangents:
     """The whole backward pass: execute the actions of a schedule from EndForward on."""
     sweep = AdjointSweep(trajectory, system, y_bar, theta_bar, alpha=alpha)
-    for action in actions:
-        if isinstance(action, EndReverse):
-            break
-        if not isinstance(action, Reverse):
-            raise TypeError(f"the exact history keeps every step: a schedule may only reverse, not {action}")
-        sweep.reverse(action.n1, action.n0)
-    return sweep.finish()
+    try:
+        for action in actions:
+            if isinstance(action, EndReverse):
+                break
+            if not isinstance(action, Reverse):
+                raise TypeError(f"the exact history keeps every step: a schedule may only reverse, not {action}")
+            sweep.reverse(action.n1, action.n0)
+        return sweep.finish()
+    finally:
+        trajectory.release()  # after an error too: its rows are half overwritten
 
 
 class _Predictors:

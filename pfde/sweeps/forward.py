@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..schemes.base import Stage
+from ..schemes.base import Stage, with_slope
 from ..system.base import System
 from ..system.profile import event
 from .trajectory import Trajectory
@@ -35,8 +35,11 @@ class ForwardSweep:
         self.n = 0
         self.y = trajectory.y0
         if self._scheme.uses_initial_slope and trajectory.slope is None:
-            # a copy: a function may return y itself
-            trajectory.slope = system.evaluate(0, self._discretisation.grid.t0, self.y).clone()
+            trajectory.record_slope(self._initial_slope(system))
+
+    def _initial_slope(self, system: System) -> Stage:
+        at = self._discretisation.at(0, keep=self._keep)._replace(t=self._discretisation.grid.t0)
+        return with_slope(system, at, Stage(self.y))
 
     def advance(self, n1: int) -> Stage:
         """Take the steps n+1..n1 and return the last one's stage."""

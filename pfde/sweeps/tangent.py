@@ -1,6 +1,7 @@
 """The tangent linear sweep: the derivative of the forward sweep along (y0_dot, alpha_dot, theta_dot).
 
-    r_dot_n = y0_dot + sum_{j<n} (kappa_{n-j} X_dot_j + (kappa' alpha_dot)_{n-j} X_j) + sigma_n F0_dot + sigma'_n alpha_dot F_0
+    r_dot_n = y0_dot + sum_{j<n} (kappa_{n-j} X_dot_j + alpha_dot kappa'_{n-j} X_j)
+              + sigma_n F0_dot + sigma'_n alpha_dot F_0
 
 It runs beside a forward sweep and serves verification: <v, J u> = <J^T v, u> holds to rounding exactly when the adjoint
 sweep is the transpose of this one.
@@ -9,6 +10,7 @@ sweep is the transpose of this one.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from .trajectory import Trajectory
 
 
 def tangent_sweep(
-    trajectory: Trajectory, system: System, y0_dot: Tensor, alpha_dot: Tensor, theta_dot: object, outputs: Iterable[int]
+    trajectory: Trajectory, system: System, y0_dot: Tensor, alpha_dot: Tensor, theta_dot: Any, outputs: Iterable[int]
 ) -> dict[int, Tensor]:
     """The tangents y_dot_n at the given steps.
 
@@ -42,7 +44,7 @@ def tangent_sweep(
     slope_dot = None
     if trajectory.slope is not None:
         slope_dot = system.linearise(0, grid.t0, trajectory.y0).jvp(y0_dot, theta_dot)
-    w_dot = scaled(direction, weights_dot.local) if isinstance(direction, Tensor) else weights_dot.local * direction
+    w_dot = weights_dot.local * direction
 
     def r_dot(n: int, channel: int, c_dot: Tensor) -> Tensor:
         r = weights.add_start(channel, n, y0_dot + c_dot, slope_dot)

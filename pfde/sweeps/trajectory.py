@@ -10,16 +10,13 @@ keeps x_rows alone.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from ..gradients import Store
 from ..schemes.base import Stage
 from ..system.base import Linearisation
 from .discretisation import Discretisation
-
-Store = Literal["state", "stages", "graph"]
 
 
 class Trajectory:
@@ -43,6 +40,17 @@ class Trajectory:
         self.predictor_rows = torch.empty_like(self.x_rows) if keeps_predictors else None
         self._kept: dict[int, tuple[Linearisation | None, ...]] = {}
         self.spent = False
+
+    def record_slope(self, stage: Stage) -> None:
+        """Keep F_0, a copy: a function may return y itself."""
+        assert stage.x is not None
+        self.slope = stage.x.clone()
+        if self.store == "graph":
+            self._kept[0] = stage.kept
+
+    def initial_stage(self) -> Stage:
+        """y_0, with the graph of F_0 where it was kept."""
+        return Stage(self.y0, kept=self._kept.pop(0, (None, None)))
 
     def record(self, n: int, stage: Stage) -> None:
         """Keep step n."""

@@ -8,11 +8,13 @@ shape (d,) when the order alpha differs between components.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 Weight = float | Tensor
+T = TypeVar("T")
 
 
 class PfdeError(RuntimeError):
@@ -31,21 +33,20 @@ class PeerError(PfdeError):
     """Another rank of the communicator failed; raised here so that all ranks leave together."""
 
 
-class ParameterCotangent(Protocol):
-    """Where vector-Jacobian products leave their parameter part; owned by one adjoint sweep."""
-
-
 class Linearisation(Protocol):
-    """f at one (t, y), with the products of its Jacobians J = df/dy and P = df/dtheta."""
+    """f at one (t, y), with the products of its Jacobians J = df/dy and P = df/dtheta.
+
+    `theta_bar` and `theta_dot` are the system's own: what its `parameter_cotangent` makes, and a tangent of that form.
+    """
 
     @property
     def value(self) -> Tensor:
         """f(t, y), shape (d,); shares memory with nothing that changes."""
 
-    def vjp(self, v: Tensor, theta_bar: ParameterCotangent | None = None, *, retain: bool = False) -> Tensor:
+    def vjp(self, v: Tensor, theta_bar: Any | None = None, *, retain: bool = False) -> Tensor:
         """J^T v; with `theta_bar`, P^T v is added to it. `retain` keeps what a further product needs."""
 
-    def jvp(self, v: Tensor, theta_dot: object | None = None) -> Tensor:
+    def jvp(self, v: Tensor, theta_dot: Any | None = None) -> Tensor:
         """J v, and + P theta_dot where a parameter tangent is given."""
 
 
@@ -70,8 +71,37 @@ class System(Protocol):
     def silence(self) -> None:
         """Cancel the monitors of the solvers: what follows is recomputation."""
 
-    def parameter_cotangent(self) -> ParameterCotangent:
-        """A fresh zero cotangent for all parameters."""
+    def parameter_cotangent(self) -> Any:
+        """A fresh zero cotangent for all parameters; products add to it, one adjoint sweep owns it."""
+
+
+class Failure:
+    """The first exception in the callbacks of one solver.
+
+    Raised through PETSc's C it would leave locked vectors and a half-done solver behind. So a callback runs under
+    `guard`, lets the solver end by itself on NaN, and whoever started the solver raises it with `release`.
+    """
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+
+    def guard(self, function: Callable[..., T], *args: Any) -> T | None:
+        """`function(*args)`; None when it fails, or when something has failed before."""
+        if self._error is None:
+            try:
+                return function(*args)
+            except BaseException as error:  # KeyboardInterrupt too
+                self._error = error
+        return None
+
+    def release(self) -> None:
+        """Raise what has failed, as it was raised, and be ready for the next solve."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # else it and its traceback would keep each other, and all the solve holds, alive
 
 
 def scaled(w: Weight, x: Tensor) -> Tensor:

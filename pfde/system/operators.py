@@ -8,49 +8,28 @@ The weight w multiplies the rows of J: A^T = I - J^T w.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from .base import Linearisation, Weight
+from .base import Failure, Linearisation, Weight
 from .vectors import read, write
 
 
-class MatrixFree:
-    """A = I - w J by products; `update` moves it to another linearisation and weight.
+class Products:
+    """A v and A^T v by jvp and vjp: the context of a Mat of type python.
 
-    Parameters
-    ----------
-    vec : a Vec of the state's size
-    dtype : of the model
-    blocks : the number of dense diagonal blocks of J, to precondition with their LU; 0 for none
+    It does not know its Mat: the Mat's hold on it is in C, where no garbage collector would see the cycle.
     """
 
-    def __init__(self, vec: PETSc.Vec, dtype: torch.dtype, blocks: int = 0) -> None:
-        self._dtype, self._blocks, self._size = dtype, blocks, vec.getLocalSize()
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self.at: Linearisation | None = None
         self.w: Weight = 0.0
-        sizes = (vec.getSizes(), vec.getSizes())
-        self.mat = self.pmat = PETSc.Mat().createPython(sizes, context=self, comm=vec.comm)
-        self.mat.setVecType(vec.getType())
-        self.mat.setUp()
-
-    def update(self, at: Linearisation, w: Weight) -> None:
-        """Let A be I - w J at this linearisation."""
-        self.at, self.w = at, w
-        self.mat.stateIncrease()
-
-    def configure(self, ksp: PETSc.KSP) -> None:
-        """GMRES on the products alone, or the blocks' LU as the solver."""
-        pc = ksp.getPC()
-        if not self._blocks:
-            ksp.setType(PETSc.KSP.Type.GMRES)
-            ksp.setGMRESRestart(100)
-            pc.setType(PETSc.PC.Type.NONE)
-            return
-        ksp.setType(PETSc.KSP.Type.PREONLY)
-        pc.setType(PETSc.PC.Type.PYTHON)
-        pc.setPythonContext(BlockLU(self, self._size, self._blocks))
+        self.failure = Failure()
 
     def product(self, v: Tensor) -> Tensor:
         """A v."""
@@ -64,11 +43,55 @@ class MatrixFree:
 
     def mult(self, _mat: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """PETSc's MatMult."""
-        write(y, self.product(read(x).to(self._dtype)))
+        self._multiply(self.product, x, y)
 
     def multTranspose(self, _mat: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """PETSc's MatMultTranspose."""
-        write(y, self.product_transpose(read(x).to(self._dtype)))
+        self._multiply(self.product_transpose, x, y)
+
+    def _multiply(self, product: Callable[[Tensor], Tensor], x: PETSc.Vec, y: PETSc.Vec) -> None:
+        value = self.failure.guard(product, read(x).to(self._dtype))
+        if value is None:
+            y.set(math.nan)  # ends the Krylov method
+        else:
+            write(y, value)
+
+
+class MatrixFree:
+    """A = I - w J by products; `update` moves it to another linearisation and weight.
+
+    Parameters
+    ----------
+    vec : a Vec of the state's size
+    dtype : of the model
+    blocks : the number of dense diagonal blocks of J, to precondition with their LU; 0 for none
+    """
+
+    def __init__(self, vec: PETSc.Vec, dtype: torch.dtype, blocks: int = 0) -> None:
+        self._blocks, self._size = blocks, vec.getLocalSize()
+        self._products = Products(dtype)
+        self.failure = self._products.failure
+        sizes = (vec.getSizes(), vec.getSizes())
+        self.mat = self.pmat = PETSc.Mat().createPython(sizes, context=self._products, comm=vec.comm)
+        self.mat.setVecType(vec.getType())
+        self.mat.setUp()
+
+    def update(self, at: Linearisation, w: Weight) -> None:
+        """Let A be I - w J at this linearisation."""
+        self._products.at, self._products.w = at, w
+        self.mat.stateIncrease()
+
+    def configure(self, ksp: PETSc.KSP) -> None:
+        """GMRES on the products alone, or the blocks' LU as the solver."""
+        pc = ksp.getPC()
+        if not self._blocks:
+            ksp.setType(PETSc.KSP.Type.GMRES)
+            ksp.setGMRESRestart(100)
+            pc.setType(PETSc.PC.Type.NONE)
+            return
+        ksp.setType(PETSc.KSP.Type.PREONLY)
+        pc.setType(PETSc.PC.Type.PYTHON)
+        pc.setPythonContext(BlockLU(self._products, self._size, self._blocks))
 
 
 class BlockLU:
@@ -77,13 +100,16 @@ class BlockLU:
     Assembly takes d / blocks vector-Jacobian products, whatever the number of blocks; memory d^2 / blocks.
     """
 
-    def __init__(self, operator: MatrixFree, size: int, blocks: int) -> None:
-        self._operator, self._blocks, self._size = operator, blocks, size // blocks
+    def __init__(self, products: Products, size: int, blocks: int) -> None:
+        self._products, self._blocks, self._size = products, blocks, size // blocks
         self._lu: tuple[Tensor, Tensor] | None = None
 
     def setUp(self, _pc: PETSc.PC) -> None:
         """Assemble and factorise; PETSc calls it whenever A has changed."""
-        at, w = self._operator.at, self._operator.w
+        self._lu = self._products.failure.guard(self._factorise)
+
+    def _factorise(self) -> tuple[Tensor, Tensor]:
+        at, w = self._products.at, self._products.w
         assert at is not None
         unit = torch.zeros(self._blocks, self._size, dtype=at.value.dtype, device=at.value.device)
         rows = []
@@ -91,7 +117,7 @@ class BlockLU:
             unit.zero_()[:, i] = 1.0
             rows.append(at.vjp((unit.view(-1) * w), retain=True).view(self._blocks, self._size))
         a = torch.eye(self._size, dtype=unit.dtype, device=unit.device) - torch.stack(rows, dim=1)
-        self._lu = torch.linalg.lu_factor(a.double())
+        return torch.linalg.lu_factor(a.double())
 
     def apply(self, _pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """y = A^-1 x."""
@@ -102,7 +128,9 @@ class BlockLU:
         self._solve(x, y, transpose=True)
 
     def _solve(self, x: PETSc.Vec, y: PETSc.Vec, *, transpose: bool) -> None:
-        assert self._lu is not None
+        if self._lu is None:
+            y.set(math.nan)
+            return
         b = read(x).view(self._blocks, self._size, 1)
         write(y, torch.linalg.lu_solve(*self._lu, b, adjoint=transpose).reshape(-1))
 
@@ -113,6 +141,7 @@ class Assembled:
     def __init__(self, jacobian: PETSc.Mat, preconditioner: PETSc.Mat, vec: PETSc.Vec) -> None:
         self._j, self._p = jacobian, preconditioner
         self._w = vec.duplicate()
+        self.failure = Failure()
         self.mat = jacobian.duplicate(copy=True)
         self.pmat = self.mat if preconditioner.handle == jacobian.handle else preconditioner.duplicate(copy=True)
 

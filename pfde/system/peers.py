@@ -7,7 +7,7 @@ on a communicator of several ranks and nothing on one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ class Peers:
     """The ranks that share one solve. `comm` is an mpi4py communicator, or None for this rank alone."""
 
     def __init__(self, comm: Any | None = None) -> None:
+        if comm is not None and not hasattr(comm, "allgather"):
+            raise TypeError(f"comm must be an mpi4py communicator or None: got {type(comm).__name__}")
         self.comm = comm if comm is not None and comm.Get_size() > 1 else None
 
     @property
@@ -58,13 +60,15 @@ class Peers:
         """The sum of a number over the ranks. Collective."""
         return value if self.comm is None else self.comm.allreduce(value)
 
-    def same(self, name: str, value: Any) -> None:
-        """Raise ValueError on every rank when `value` differs between the ranks. Collective."""
+    def same(self, values: Mapping[str, Any]) -> None:
+        """Raise ValueError on every rank when one of the named values differs between the ranks. Collective."""
         if self.comm is None:
             return
-        values = self.comm.allgather(value)
-        if any(other != values[0] for other in values):
-            raise ValueError(f"{name} must be the same on every rank of comm: got {values}")
+        ranks = self.comm.allgather(dict(values))
+        for name in values:
+            found = [rank[name] for rank in ranks]
+            if any(value != found[0] for value in found):
+                raise ValueError(f"{name} must be the same on every rank of comm: got {found}")
 
 
 @contextmanager

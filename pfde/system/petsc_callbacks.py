@@ -6,6 +6,8 @@ One Mat serves all linearisations of a TS, so each checks that what the Mat hold
 
 from __future__ import annotations
 
+import math
+
 import torch
 from petsc4py import PETSc
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from .base import NonFiniteError
 from .operators import Assembled
 from .peers import Peers
-from .stage_solver import StageSolver
+from .stage_solver import Staged, StageSolver
 from .vectors import load, write
 
 
@@ -50,7 +52,7 @@ class CallbackLinearisation:
         return self._system.product(v, transpose=False)
 
 
-class CallbackSystem:
+class CallbackSystem(Staged):
     """The System of a TS that has callbacks.
 
     Parameters
@@ -61,20 +63,19 @@ class CallbackSystem:
     """
 
     def __init__(self, ts: PETSc.TS, vec: PETSc.Vec, *, implicit: bool) -> None:
-        self._ts, self._jacobian_p = ts, None
+        self._ts = ts
+        self._jacobian_p: PETSc.Mat | None = None
         self._y, self._f, self._product = vec.duplicate(), vec.duplicate(), vec.duplicate()
         self._assembled: CallbackLinearisation | None = None
         self._mat, self._pmat, jacobian = ts.getRHSJacobian()
         self._has_jacobian = jacobian is not None
         self.evaluations = 0
-        self.stages: StageSolver | None = None
         if implicit:
             self._require_jacobian("an implicit method")
+            ts.computeRHSJacobian(ts.getTime(), vec, self._mat, self._pmat)  # gives the Mat its nonzero pattern
             operator = Assembled(self._mat, self._pmat, vec)
             peers = Peers(vec.comm.tompi4py())
             self.stages = StageSolver(ts.getSNES(), self.linearise, operator, vec, torch.float64, peers)
-            self.solve = self.stages.solve
-            self.solve_transpose = self.stages.solve_transpose
 
     def _require_jacobian(self, who: str) -> None:
         if not self._has_jacobian:
@@ -85,8 +86,7 @@ class CallbackSystem:
         write(self._y, y)
         self._ts.computeRHSFunction(t, self._y, self._f)
         self.evaluations += 1
-        norm = self._f.norm()  # global: every rank sees the same
-        if not norm < float("inf"):
+        if not math.isfinite(self._f.norm(PETSc.NormType.INFINITY)):  # global: every rank sees the same
             raise NonFiniteError(f"RHSFunction returned NaN or inf at t={t:.6g}, step {n}")
         return load(self._f, torch.float64)
 
@@ -111,8 +111,8 @@ class CallbackSystem:
 
     def use_jacobian_p(self, jacobian_p: PETSc.Mat | None, mu: PETSc.Vec) -> None:
         """Let the callback of setRHSJacobianP fill this Mat, or an AIJ one of the sizes of the state and of mu."""
-        if self._ts.get_attr("__rhsjacobianp__") is None:
-            raise ValueError("the cost gradient mu needs df/dp: call ts.setRHSJacobianP(function, P) first")
+        if not self._ts.getDict().get("__rhsjacobianp__"):  # PETSc has no getter, and leaves the Mat as it was
+            raise ValueError("the cost gradient mu needs df/dp: call ts.setRHSJacobianP(function) first")
         if jacobian_p is None and self._jacobian_p is None:
             jacobian_p = PETSc.Mat().createAIJ((self._y.getSizes(), mu.getSizes()), comm=mu.comm)
             jacobian_p.setUp()
@@ -120,15 +120,11 @@ class CallbackSystem:
 
     def add_parameter_product(self, mu: PETSc.Vec, t: float, y: Tensor, v: Tensor) -> None:
         """mu += P^T v."""
+        assert self._jacobian_p is not None
         write(self._y, y)
         self._ts.computeRHSJacobianP(t, self._y, self._jacobian_p)
         write(self._y, v)
         self._jacobian_p.multTransposeAdd(self._y, mu, mu)
-
-    def silence(self) -> None:
-        """Cancel the monitors of the solvers: what follows is recomputation."""
-        if self.stages is not None:
-            self.stages.silence()
 
     def parameter_cotangent(self) -> VecBar:
         """No parameter's cotangent; `adjoint_solve` names mu."""

@@ -1,18 +1,20 @@
 """One implicit stage y = r + w f(t, y) through PETSc's SNES, and its linearised and transposed systems through KSP.
 
 Newton's method on G(y) = y - r - w f(t, y); f is linearised once per iterate, and that one graph serves the
-residual, the Jacobian products and, at the solution, the caller. The adjoint step
-solves (I - w J)^T x = b with the same KSP, transposed.
+residual, the Jacobian products and, at the solution, the caller. The adjoint step solves (I - w J)^T x = b with the
+same KSP, transposed.
 
 Tolerances. Defaults are near rounding, because an unconverged stage is an error of the gradient: a stage is done
 when |G| <= 32 eps (|r| + |w f|) (eps of the model's dtype), when |G| has fallen by the factor 10 eps, or when a
-Newton step is below sqrt(eps)/10 of |y| (the error is then its square). A stiff stage ends by the last of the three.
+Newton step is below eps^(3/4) of |y| (2e-12 in double: the error left is its square, and still small where f's products
+are inexact and Newton converges only linearly). A stiff stage ends by the last of the three.
 Linear systems: 1e-8 in Newton and 10 eps in the adjoint for float64. -snes_rtol, -snes_atol, -snes_stol, -ksp_rtol,
 ... with the solve's options prefix loosen or tighten them; a -ksp_rtol given holds for the adjoint as well.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Protocol
@@ -21,7 +23,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from .base import ConvergenceError, Linearisation, Weight
+from .base import ConvergenceError, Failure, Linearisation, Weight
 from .peers import Peers
 from .vectors import load, read, write
 
@@ -33,6 +35,7 @@ class Operator(Protocol):
 
     mat: PETSc.Mat
     pmat: PETSc.Mat
+    failure: Failure
 
     def update(self, at: Linearisation, w: Weight) -> None:
         """Let the Mat be I - w J at this linearisation."""
@@ -64,26 +67,30 @@ class StageSolver:
         peers: Peers,
     ) -> None:
         self._snes, self._linearise, self._operator = snes, linearise, operator
-        self._dtype, self._peers = dtype, peers
+        self._dtype, self._peers, self._failure = dtype, peers, operator.failure
         self._x, self._g, self._b = vec.duplicate(), vec.duplicate(), vec.duplicate()
         self._stage: tuple[int, float, Tensor, Weight] | None = None
         self._at: Linearisation | None = None
         self._y: Tensor | None = None
         self.newton_iterations = 0
         self.linear_iterations = 0
-        me = weakref.proxy(self)  # this solver keeps the SNES alive: the SNES must not keep the solver
-        snes.setFunction(lambda _snes, x, g: me._residual(x, g), self._g)
-        snes.setJacobian(lambda _snes, x, _a, _p: me._jacobian(x), operator.mat, operator.pmat)
+        self._attach()
         self._set_defaults()
         snes.setFromOptions()
         self._atol = snes.getTolerances()[1]
         prefix = snes.getOptionsPrefix() or ""
         self._linear_rtol = None if PETSc.Options().hasName(f"{prefix}ksp_rtol") else 10 * torch.finfo(dtype).eps
 
+    def _attach(self) -> None:
+        me = weakref.proxy(self)  # this solver keeps the SNES alive: the SNES must not keep the solver
+        mat, pmat = self._operator.mat, self._operator.pmat
+        self._snes.setFunction(lambda _snes, x, g: me._show_residual(x, g), self._g)
+        self._snes.setJacobian(lambda _snes, x, _a, _p: me._failure.guard(me._jacobian, x), mat, pmat)
+
     def _set_defaults(self) -> None:
         eps = torch.finfo(self._dtype).eps
         self._snes.setType(PETSc.SNES.Type.NEWTONLS)
-        self._snes.setTolerances(rtol=10 * eps, atol=0.0, stol=0.1 * eps**0.5, max_it=50)
+        self._snes.setTolerances(rtol=10 * eps, atol=0.0, stol=eps**0.75, max_it=50)
         self._snes.getLineSearch().setType("basic")  # at the rounding floor no decrease can be asked for
         ksp = self._snes.getKSP()
         ksp.setTolerances(rtol=max(1e-8, 10 * eps), max_it=10000)
@@ -93,18 +100,19 @@ class StageSolver:
         """y with y = r + w f(t, y), and the linearisation at y. Collective. Raises ConvergenceError."""
         self._stage = (n, t, r, w)
         write(self._x, guess)
-        self._snes.solve(None, self._x)
+        self._run(self._snes.solve, None, self._x)
         self.newton_iterations += self._snes.getIterationNumber()
         self.linear_iterations += self._snes.getLinearSolveIterations()
         reason = self._snes.getConvergedReason()
         if reason < 0:
             raise ConvergenceError(
-                f"the stage equation did not converge at t={t:.6g}, step {n}: {_name(_SNES_REASONS, reason)} after "
-                f"{self._snes.getIterationNumber()} Newton iterations, |residual| = {self._snes.getFunctionNorm():.3g}; "
+                f"the stage equation did not converge at t={t:.6g}, step {n}: {_name(_SNES_REASONS, reason)} "
+                f"after {self._snes.getIterationNumber()} Newton iterations, "
+                f"|residual| = {self._snes.getFunctionNorm():.3g}; "
                 "reduce step_size, or see options 'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_rtol', 'snes_atol'"
             )
         y = load(self._x, self._dtype)
-        if self._y is None or not torch.equal(y, self._y):  # a line search may have tried another point last
+        if self._is_elsewhere(y):  # a line search may have tried another point last
             self._at = self._linearise(n, t, y)
         at, self._at, self._y, self._stage = self._at, None, None, None
         assert at is not None
@@ -125,7 +133,8 @@ class StageSolver:
         return taken
 
     def silence(self) -> None:
-        """Cancel the monitors."""
+        """Cancel the monitors. The TS may be gone, and with it went the SNES's callbacks and Mat: set them again."""
+        self._attach()
         self._snes.monitorCancel()
         self._snes.getKSP().monitorCancel()
 
@@ -138,7 +147,7 @@ class StageSolver:
         try:
             if self._linear_rtol is not None:
                 ksp.setTolerances(rtol=self._linear_rtol)
-            (ksp.solveTranspose if what == "adjoint" else ksp.solve)(self._b, self._x)
+            self._run(ksp.solveTranspose if what == "adjoint" else ksp.solve, self._b, self._x)
         finally:
             ksp.setTolerances(rtol=rtol)
         self.linear_iterations += ksp.getIterationNumber()
@@ -151,16 +160,37 @@ class StageSolver:
             )
         return load(self._x, self._dtype)
 
-    def _residual(self, x: PETSc.Vec, g: PETSc.Vec) -> None:
+    def _run(self, solve: Callable[..., None], *vectors: PETSc.Vec) -> None:
+        """A solve of PETSc's; what its callbacks failed with comes out as it was raised."""
+        error: BaseException | None = None
+        try:
+            solve(*vectors)
+        except PETSc.Error as caught:
+            error = caught
+        try:
+            self._failure.release()
+            if error is not None:
+                raise error
+        finally:
+            del error
+
+    def _show_residual(self, x: PETSc.Vec, g: PETSc.Vec) -> None:
+        value = self._failure.guard(self._residual, x)
+        if value is None:
+            g.set(math.nan)  # ends Newton's method
+        else:
+            write(g, value)
+
+    def _residual(self, x: PETSc.Vec) -> Tensor:
         assert self._stage is not None
         n, t, r, w = self._stage
         self._y = load(x, self._dtype)
         self._at = self._linearise(n, t, self._y)
         wf = self._at.value * w
-        write(g, read(x) - r - wf)
         # The rounding floor of this residual: asking for less would never end. Norms are global, as SNES's are.
         floor = 32 * torch.finfo(self._dtype).eps * self._norm(r, wf)
         self._snes.setTolerances(atol=max(self._atol, floor))
+        return read(x) - r - wf
 
     def _norm(self, *parts: Tensor) -> float:
         square = sum(float(torch.dot(p, p)) for p in parts)
@@ -169,10 +199,42 @@ class StageSolver:
     def _jacobian(self, x: PETSc.Vec) -> None:
         assert self._stage is not None
         n, t, _, w = self._stage
-        if self._at is None or self._y is None or not torch.equal(load(x, self._dtype), self._y):
-            self._y = load(x, self._dtype)
-            self._at = self._linearise(n, t, self._y)
+        y = load(x, self._dtype)
+        if self._is_elsewhere(y):
+            self._y, self._at = y, self._linearise(n, t, y)
+        assert self._at is not None
         self._operator.update(self._at, w)
+
+    def _is_elsewhere(self, y: Tensor) -> bool:
+        """Whether f was last linearised at another state than y, on any rank. Collective."""
+        return self._peers.sum(self._at is None or self._y is None or not torch.equal(y, self._y)) > 0
+
+
+class Staged:
+    """The implicit part of a System, done by a StageSolver; None for explicit methods."""
+
+    stages: StageSolver | None = None
+
+    def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
+        """Solve y = r + w f(t, y)."""
+        return self._solver().solve(n, t, r, w, guess)
+
+    def solve_transpose(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
+        """Solve (I - w J)^T x = b."""
+        return self._solver().solve_transpose(n, t, at, w, b)
+
+    def solve_tangent(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
+        """Solve (I - w J) x = b."""
+        return self._solver().solve_tangent(n, t, at, w, b)
+
+    def silence(self) -> None:
+        """Cancel the monitors of the solvers: what follows is recomputation."""
+        if self.stages is not None:
+            self.stages.silence()
+
+    def _solver(self) -> StageSolver:
+        assert self.stages is not None
+        return self.stages
 
 
 def _names(reasons: type) -> dict[int, str]:

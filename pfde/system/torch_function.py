@@ -22,6 +22,8 @@ from torch import Tensor
 from .base import NonFiniteError
 from .peers import Peers
 
+_IN_PLACE = "write y = y + ... instead of y += ... in func"
+
 
 @dataclass(frozen=True)
 class StateLayout:
@@ -56,7 +58,9 @@ class StateLayout:
         return torch.cat([part.reshape(-1) for part in value])
 
     @staticmethod
-    def _check(value: Tensor, shape: torch.Size, dtype: torch.dtype, source: str) -> None:
+    def _check(value: Any, shape: torch.Size, dtype: torch.dtype, source: str) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{source} must return tensors like y: got {type(value).__name__} in its tuple")
         if value.shape != shape:
             raise ValueError(f"{source} must return the shape of y, {tuple(shape)}: got {tuple(value.shape)}")
         if value.dtype != dtype:
@@ -113,11 +117,12 @@ class TorchFunction:
         self.func, self.layout, self.parameters = func, layout, tuple(parameters)
         self.dtype, self.device, self.steps, self.peers = dtype, device, steps, peers
         self.evaluations = 0
+        self.generators: list[Tensor] | None = None  # random states that the forward pass began with, if func drew
 
     def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) without a graph."""
         with torch.no_grad():
-            return self.peers.call(self._checked, n, t, y)
+            return self.peers.call(self._checked, n, t, y).detach()
 
     def linearise(self, n: int, t: float, y: Tensor) -> TorchLinearisation:
         """f(t, y) with its graph. y must not be overwritten while the linearisation is in use."""
@@ -132,10 +137,11 @@ class TorchFunction:
     def _checked(self, n: int, t: float, y: Tensor) -> Tensor:
         self.evaluations += 1
         version = y._version
-        time = torch.full((), t, dtype=self.dtype, device=self.device)
-        value = self.layout.flatten(self.func(time, self.layout.unflatten(y)), self.dtype, "func")
+        value = self.layout.flatten(self._call(t, y), self.dtype, "func")
+        if value.device != self.device:
+            raise ValueError(f"func must return a tensor on y's device, {self.device}: got {value.device}")
         if y._version != version:
-            raise RuntimeError(f"func changed y in place at t={t:.6g}: write y = y + ... instead of y += ... in func")
+            raise RuntimeError(f"func changed y in place at t={t:.6g}: {_IN_PLACE}")
         # One reduction and one transfer; a finite sum has finite terms, an infinite one may merely have overflowed.
         if not math.isfinite(value.detach().sum().item()) and not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
@@ -144,11 +150,19 @@ class TorchFunction:
             )
         return value
 
+    def _call(self, t: float, y: Tensor) -> Any:
+        try:
+            return self.func(torch.full((), t, dtype=self.dtype, device=self.device), self.layout.unflatten(y))
+        except RuntimeError as error:
+            if "in-place" in str(error):  # torch's own refusal, where y is on a graph
+                error.add_note(f"If func changes y in place: {_IN_PLACE}")
+            raise
+
 
 class TorchLinearisation:
     """f at one state, with the graph of its evaluation."""
 
-    __slots__ = ("_function", "_y", "_out", "value")
+    __slots__ = ("_function", "_out", "_y", "value")
 
     def __init__(self, function: TorchFunction, y: Tensor, out: Tensor) -> None:
         self._function, self._y, self._out = function, y, out
@@ -162,9 +176,9 @@ class TorchLinearisation:
         if not self._out.requires_grad:  # f uses neither y nor a parameter
             return torch.zeros_like(v)
         parameters = () if theta_bar is None else self._function.parameters
-        y_bar, *bars = torch.autograd.grad(
-            self._out, (self._y, *parameters), v, retain_graph=retain, allow_unused=True
-        )
+        if theta_bar is not None:
+            require_reached(self._out, (self._y, *parameters))
+        y_bar, *bars = torch.autograd.grad(self._out, (self._y, *parameters), v, retain_graph=retain, allow_unused=True)
         if theta_bar is not None:
             for i, bar in enumerate(bars):
                 if bar is not None:
@@ -185,12 +199,28 @@ class TorchLinearisation:
         with torch.enable_grad():
             dummy = torch.zeros_like(v, requires_grad=True)
             bars = torch.autograd.grad(self._out, inputs, dummy, create_graph=True, allow_unused=True)
-            linear = [(bar, dot) for bar, dot in zip(bars, tangents, strict=True) if bar is not None and bar.requires_grad]
+            linear = [
+                (bar, dot) for bar, dot in zip(bars, tangents, strict=True) if bar is not None and bar.requires_grad
+            ]
             if not linear:
                 return torch.zeros_like(v)
             outputs, dots = zip(*linear, strict=True)
             (out,) = torch.autograd.grad(outputs, dummy, dots, retain_graph=True, allow_unused=True)
         return torch.zeros_like(v) if out is None else out.detach()
+
+
+def require_reached(out: Tensor, reached: Sequence[Tensor]) -> None:
+    """Raise ValueError when the graph of `out` ends in a leaf not in `reached`: its gradient would silently be None.
+
+    Once for every product with the parameters, because func may take another branch at another time: 10 us for a
+    small network, a few percent of the product.
+    """
+    leaves = unreached_leaves(out, reached)
+    if leaves:
+        raise ValueError(
+            f"func uses a tensor of shape {tuple(leaves[0].shape)} that requires grad but is none of its "
+            "parameters, so it would get no gradient: pass params=(...), make func an nn.Module with it, or detach it"
+        )
 
 
 def unreached_leaves(out: Tensor, reached: Sequence[Tensor]) -> list[Tensor]:

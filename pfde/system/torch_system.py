@@ -6,10 +6,10 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from .base import Weight
+from .base import Linearisation, Weight
 from .operators import MatrixFree
-from .stage_solver import StageSolver
-from .torch_function import ParameterBar, TorchFunction, TorchLinearisation
+from .stage_solver import Staged, StageSolver
+from .torch_function import ParameterBar, TorchFunction
 
 _SMALL = 16  # entries up to which a Jacobian is assembled as one dense block: d products against GMRES's many
 
@@ -36,7 +36,7 @@ def block_count(function: TorchFunction, choice: str) -> int:
     return layout.shapes[0][0]
 
 
-class TorchSystem:
+class TorchSystem(Staged):
     """A torch function with the solver of its implicit stages, for one integration.
 
     Parameters
@@ -50,20 +50,11 @@ class TorchSystem:
         self.function = function
         self.evaluate = function.evaluate
         self.linearise = function.linearise
-        self.stages: StageSolver | None = None
         if snes is not None:
             prefix = snes.getOptionsPrefix() or ""
             blocks = block_count(function, PETSc.Options().getString(f"{prefix}fde_jacobian", "auto"))
             operator = MatrixFree(vec, function.dtype, blocks)
             self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers)
-            self.solve = self.stages.solve
-            self.solve_transpose = self.stages.solve_transpose
-            self.solve_tangent = self.stages.solve_tangent
-
-    def silence(self) -> None:
-        """Cancel the monitors of the solvers: what follows is recomputation."""
-        if self.stages is not None:
-            self.stages.silence()
 
     def parameter_cotangent(self) -> ParameterBar:
         """A fresh zero cotangent for the function's parameters."""
@@ -91,8 +82,16 @@ class GraphSystem:
             y, at = self._system.solve(n, t, r.detach(), detached_w, guess.detach())
         y = r + self._system.function.on_graph(n, t, y) * w
         if y.requires_grad:
-            y.register_hook(lambda y_bar: self._system.solve_transpose(n, t, at, detached_w, y_bar))
+            y.register_hook(lambda y_bar: self._stage_cotangent(n, t, at, detached_w, y_bar))
         return y, _Slope(self, n, t, y)
+
+    def _stage_cotangent(self, n: int, t: float, at: Linearisation, w: Weight, y_bar: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "double backward (create_graph=True) through an implicit method is not implemented: use an explicit "
+                "method with gradient=pfde.Backprop()"
+            )
+        return self._system.solve_transpose(n, t, at, w, y_bar)
 
 
 class _Slope:

@@ -25,7 +25,7 @@ def require_device(device: torch.device) -> None:
     if device.type == "cuda":
         raise RuntimeError(
             f"y0 is on {device}, but this PETSc was built without CUDA vectors: configure PETSc with --with-cuda=1 "
-            "(in a pfde checkout: PETSC_CONFIGURE_EXTRA=--with-cuda=1 make clean setup), or move y0 and the model "
+            "(in a pfde checkout: PETSC_CONFIGURE_EXTRA=--with-cuda=1 make distclean setup), or move y0 and the model "
             "to the CPU"
         )
     raise RuntimeError(f"y0 is on {device}: PETSc has vectors for 'cpu' and 'cuda' only; move y0 and the model there")
