@@ -85,18 +85,19 @@ def print_tables(cases: list[Case], results: Results) -> None:
         "output MB",
         "buffers",
         "peak",
-        "in use",
-        "peak / buffers",
-        "in use /",
+        "mapped",
+        "peak /",
+        "mapped /",
         "rows over",
         "gradient",
         "<= 1.3",
     ]
     table("Memory: MB above a warmed-up state, without the output tensor and its cotangent", header, rows)
-    print("  peak: of the resident set; in use: the same without the allocator's fragmentation, in pages;")
-    print(
-        f"  rows over: (in use - buffers) in states of {ROW // 1024} KiB; gradient: relative difference to Backprop's"
-    )
+    if rows:
+        print("  peak: of the resident set; mapped: again, with blocks mapped one by one (measure.py, NOTE 1);")
+        print(
+            f"  rows over: (mapped - buffers) in states of {ROW // 1024} KiB; gradient: relative error against Backprop"
+        )
 
     rows = []
     for c in done:
@@ -132,7 +133,7 @@ def print_targets(cases: list[Case], results: Results) -> dict[str, str]:
                 )
             ratio = memory(r) / r["buffer_bytes"]
             in_use = memory(r, "blocks_bytes") / r["buffer_bytes"]
-            text = f"memory {c.name}: {ratio:.2f} of at most {MEMORY_TARGET:g} ({in_use:.2f} in use)"
+            text = f"memory {c.name}: {ratio:.2f} of at most {MEMORY_TARGET:g} ({in_use:.2f} mapped)"
             verdicts[text] = verdict(ratio, MEMORY_TARGET)
     if verdicts:
         print("\nTargets")
@@ -181,7 +182,8 @@ def plot(cases: list[Case], results: Results, path: Path) -> None:
     for axes in (time_axes, memory_axes):
         axes.set(xscale="log", yscale="log", xlabel="steps N")
         axes.grid(True, which="both", alpha=0.2)
-    figure.legend(loc="outside right upper", fontsize=7)
+    if time_axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=130)
 
 

@@ -95,7 +95,8 @@ class Problem:
 
     def function(self, y0: Tensor) -> TorchFunction:
         """f, checked and counted."""
-        return TorchFunction(self.func, self.layout, self.parameters, y0.dtype, y0.device, self.grid.steps, self.peers)
+        times = self.grid.times()
+        return TorchFunction(self.func, self.layout, self.parameters, y0.dtype, y0.device, times, self.peers)
 
     def integrate(self, alpha: Tensor, y0: Tensor, store: Store | None) -> tuple[Tensor, Trajectory, TorchSystem]:
         """The forward pass in a TS; y at the outputs, (len(outputs), d). Collective."""
@@ -120,6 +121,7 @@ class Problem:
         if not all(map(torch.equal, generators, _generator_states(y0))):
             function.generators = generators
         self.peers.agree(_random_error(store) if function.generators else None)
+        function.trusted = True
         self.stats.steps = self.grid.steps
         self.stats.nfe_forward += function.evaluations
         self._count_iterations(system)

@@ -398,7 +398,7 @@ class _Case:
         flat = torch.cat([x.reshape(-1) for x in self.y0])
         peers = Peers(None)
         function = TorchFunction(
-            self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid.steps, peers
+            self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid.times(), peers
         )
         orders = Orders(self.alpha.cpu().reshape(-1), self.group)
         discretisation = Discretisation(

@@ -54,6 +54,7 @@ class FractionalTS:
         self.system: Any = None
         self.error: BaseException | None = None
         self.on_step: Callable[[int, Tensor], None] | None = None
+        self.watched = True  # whether somebody may look at the TS's solution between steps
         self._owned = False  # whether `integrate` set the sweep
 
     @classmethod
@@ -100,7 +101,8 @@ class FractionalTS:
             if self._owned:
                 self.error = error
             raise
-        write(ts.getSolution(), y)
+        if self.watched:
+            write(ts.getSolution(), y)
         ts.setTime(self.sweep.trajectory.discretisation.grid.time(n))
 
     def _start_if_new(self, ts: PETSc.TS) -> None:
@@ -127,7 +129,7 @@ class FractionalTS:
 
     def reset(self, _ts: PETSc.TS) -> None:
         """Forget the solve."""
-        self.sweep = self.system = None
+        self.sweep = self.system = self.on_step = None
 
 
 def grid_of(ts: PETSc.TS) -> Grid:
@@ -229,7 +231,10 @@ def integrate(
     ts.setOptionsPrefix(options_prefix)
     system = TorchSystem(function, ts.getSNES() if discretisation.scheme.implicit else None, vec)
     trajectory = Trajectory(discretisation, y0, store)
-    context = FractionalTS.of(ForwardSweep(trajectory, system), on_step)
+    sweep = ForwardSweep(trajectory, system)
+    context = FractionalTS.of(sweep, on_step)
+    # This TS is seen by nobody but its options' monitors: without such an option its Vec need not follow.
+    context.watched = any(name.startswith(f"{options_prefix}ts_") for name in PETSc.Options().getAll())
     ts.setType(PETSc.TS.Type.PYTHON)
     ts.setPythonContext(context)
     context.create(ts)
@@ -247,15 +252,15 @@ def integrate(
         # Moved out of the context: the traceback holds the TS, the TS its context, and no garbage collector sees it.
         error, context.error = context.error or caught, None
     finally:
+        context.reset(ts)  # at once: what Python drops while PETSc collects its garbage is lost, and leaks
         ts.destroy()
     try:
         if error is not None:
             raise error
     finally:
         del error
-    assert context.sweep is not None
-    if context.sweep.n < grid.steps:
-        raise PfdeError(f"the TS stopped after step {context.sweep.n} of {grid.steps}: a hook of its options ended it")
+    if sweep.n < grid.steps:
+        raise PfdeError(f"the TS stopped after step {sweep.n} of {grid.steps}: a hook of its options ended it")
     return trajectory, system
 
 
@@ -307,8 +312,16 @@ def bare_system(scheme: Scheme, function: TorchFunction, *, options_prefix: str 
 
 
 def petsc_comm(function: TorchFunction) -> PETSc.Comm:
-    """The communicator of the ranks that share the state."""
-    return PETSc.COMM_SELF if function.peers.comm is None else PETSc.Comm(function.peers.comm)
+    """The communicator of the ranks that share the state. Collective.
+
+    On several ranks PETSc only notes which objects Python has dropped, because destroying them is collective: here,
+    where all ranks meet, the objects of earlier solves go.
+    """
+    if function.peers.comm is None:
+        return PETSc.COMM_SELF
+    comm = PETSc.Comm(function.peers.comm)
+    PETSc.garbage_cleanup(comm)
+    return comm
 
 
 def _refuse_options(prefix: str) -> None:

@@ -16,7 +16,10 @@ needs_mpiexec = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside th
 
 
 def launch(ranks: int, script: Path, *arguments: str, limit: float = 90.0) -> str:
-    """The output of `mpiexec -n ranks python script arguments`; fails when it exits non-zero or not within `limit`."""
+    """The output of `mpiexec -n ranks python script arguments`.
+
+    Fails when it exits non-zero or not within `limit` seconds.
+    """
     if MPIEXEC is None:
         pytest.skip("no mpiexec beside this Python or on PATH")
     process = subprocess.Popen(

@@ -860,11 +860,11 @@ def test_an_adjoint_system_that_does_not_converge(method: str) -> None:
     options = {"fde_jacobian": "matrix_free", "ksp_max_it": 1}
     y = pfde.fdeint(lambda t, y: A @ y, y0, T, 0.6, method=method, options=options)
     message = (
-        r"adjoint system did not converge at t=1, step 5: DIVERGED_ITS after 1 iterations.*see options 'ksp_monitor'"
+        r"adjoint system did not converge at t=1, step 5: DIVERGED_\w+ after 1 iterations.*see options 'ksp_monitor'"
     )
     for _ in range(2):
         with pytest.raises(pfde.ConvergenceError, match=message):
-            y.sum().backward(retain_graph=True)
+            y[:, 0].sum().backward(retain_graph=True)
     assert y0.grad is None
     assert_same(gradients(method), gradients(method))
 

@@ -348,8 +348,10 @@ def test_gradient_is_exact_for_tuple_states(method, store):
 
 @every_method
 def test_float32_gradient_is_the_float64_one_to_float32_rounding(method):
-    """N = 40 steps, each committing a few eps_32 = 1.2e-7, that Newton's stopping at 32 eps makes 4e-6 at most: 1e-5,
-    plus what the 13 significant powers of h in the weights make of eps_32 in them; allowed 2e-5 (measured: 2e-6)."""
+    """N = 40 steps, each committing a few eps_32 = 1.2e-7 and leaving a Newton residual of up to 32 eps_32 = 4e-6,
+    whose errors do not all point the same way: 2e-5. The derivative form divides by the small h^alpha what it takes
+    from the difference y - y_0, which loses another factor of 1 / w < 10: 1e-4 (measured: 2e-6 and 3.4e-5)."""
+    rtol = 2e-5 if METHODS[method].form == "integral" else 1e-4
     v = cotangent(40)
     t = torch.linspace(0.2, 1.4, 41)
     for kind in ("scalar", "row"):
@@ -361,7 +363,7 @@ def test_float32_gradient_is_the_float64_one_to_float32_rounding(method):
             bars = torch.autograd.grad((v.float() * y).sum(), [y0, *func.parameters(), alpha])
             assert y.dtype == bars[0].dtype == bars[1].dtype == torch.float32 and bars[-1].dtype == torch.float64
             theta = torch.cat([b.reshape(-1) for b in bars[1:-1]]).double()
-            assert_close(Result(y.detach().double(), bars[0].double(), theta, bars[-1]), reference, rtol=2e-5)
+            assert_close(Result(y.detach().double(), bars[0].double(), theta, bars[-1]), reference, rtol)
 
 
 def test_float32_order_gets_a_float32_gradient():
@@ -405,15 +407,20 @@ def test_taylor_remainders_vanish_at_rates_one_and_two(method):
 @pytest.mark.smoke
 @every_method
 @pytest.mark.parametrize("kind", ["scalar", "full"])
-def test_every_store_gives_bitwise_the_same_gradient(method, kind):
+def test_every_store_gives_the_same_gradient(method, kind):
     """The same f at the same states, products in the same order: keeping a graph or building it again is no difference.
 
+    But for "graph" with the derivative form: its buffer holds X_n = y_n - y_0, and y_0 + X_n differs from the y_n at
+    which the graph was built by a rounding, hence gradients by some roundings of N steps: N eps = 2e-14, times 10.
     70 steps, so that `pece` builds its predictors again in more than one block.
     """
     v = cotangent(70)
     results = [by_pfde(method, 70, ALPHAS[kind], pfde.Discrete(store=store), v) for store in STORES]
     assert_bitwise(results[1], results[0])
-    assert_bitwise(results[2], results[0])
+    if METHODS[method].form == "integral":
+        assert_bitwise(results[2], results[0])
+    else:
+        assert_close(results[2], results[0], 10 * 70 * EPS)
 
 
 @every_method
@@ -466,7 +473,7 @@ def test_the_same_solve_twice_is_bitwise_the_same(method):
 # -- the history's algorithm and the solver's form make no difference beyond rounding ----------------------------------
 
 
-@pytest.mark.parametrize("method, steps", [("euler", 300), ("pece", 300), ("trapezoid", 130), ("bdf2", 130)])
+@pytest.mark.parametrize("method, steps", [("euler", 300), ("pece", 300), ("trapezoid", 70), ("bdf2", 70)])
 @pytest.mark.parametrize("kind", ["scalar", "row"])
 def test_every_history_algorithm_gives_the_same_gradient(method, steps, kind):
     """The FFT's error is relative to the norm of what it transforms, c log2(N) eps: 1e-12 leaves a factor of 1e2."""

@@ -169,6 +169,7 @@ def _panels(group: torch.Tensor, groups: int) -> list[tuple[torch.Tensor, slice 
 
 
 def validate(kernel: torch.Tensor, rows: Sequence[torch.Tensor], group: torch.Tensor | None) -> None:
+    """Raise ValueError or TypeError unless kernel, buffers and groups fit each other."""
     if len(rows) == 0:
         raise ValueError("rows must hold one (N, d) buffer per input channel: got none")
     first = rows[0]

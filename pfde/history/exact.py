@@ -145,7 +145,7 @@ class ExactConvolution(Convolution):
     def _plan(self) -> None:
         N, grouped, fft = self._N, self._group is not None, self.algorithm == "fft"
         self._b = _base(self._d)
-        M = -(-N // 64) * 4
+        M = max(-(-N // 64) * 4, min(-(-N // 32) * 4, BLOCKED_ROWS))  # N / 16 rows, N / 8 while that is few
         self._M = M = 1 if self.algorithm == "direct" else M if fft else min(M, BLOCKED_ROWS)
         first = (GROUP_FFT_FROM if grouped else FFT_FROM) if fft else 2 * N + 8
         n = _smooth(SEGMENT * M)

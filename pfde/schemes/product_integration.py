@@ -7,7 +7,8 @@
 all times h^alpha. `euler` takes f at the left end of each interval, `beuler` at the right end; `pece` predicts with
 the first and corrects once with the trapezoid (Adams-Bashforth-Moulton; Diethelm, Ford, Freed 2002,
 doi:10.1023/A:1016592219341, and 2004, doi:10.1023/B:NUMA.0000027736.85078.be). At alpha = 1 they are Euler's
-methods, Heun's method and the trapezoidal rule. Everything constant in f is integrated exactly.
+methods, the trapezoidal rule and, for `pece`, a method of order 2 whose first step is Heun's (its sums start at t_0, so
+that later steps are not). Everything constant in f is integrated exactly.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ weights' derivatives in alpha come from the weight formulas by forward mode.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..history import Convolution, Exact
 from ..schemes import Scheme
@@ -31,6 +33,10 @@ class Grid(NamedTuple):
     def time(self, n: int) -> float:
         """t_n."""
         return self.t1 if n == self.steps else self.t0 + n * self.h
+
+    def times(self) -> list[float]:
+        """All t_n, n = 0..steps."""
+        return [self.time(n) for n in range(self.steps + 1)]
 
 
 class Orders(NamedTuple):
@@ -86,6 +92,33 @@ class StepWeights:
         return total
 
 
+_KEPT_NUMBERS = 2**16
+
+
+def _weights(scheme: Scheme, alpha: tuple[float, ...], h: float, steps: int) -> Weights:
+    """The weights, float64."""
+    with torch.no_grad():
+        return scheme.weights(torch.tensor(alpha, dtype=torch.float64), h, steps)
+
+
+def _weights_dot(scheme: Scheme, alpha: tuple[float, ...], h: float, steps: int) -> Weights:
+    """Their derivatives in alpha, by forward mode."""
+    order = torch.tensor(alpha, dtype=torch.float64)
+    with torch.no_grad(), forward_ad.dual_level():
+        weights = scheme.weights(forward_ad.make_dual(order, torch.ones_like(order)), h, steps)
+        return Weights(*(None if w is None else _tangent(w) for w in weights))
+
+
+def _tangent(dual: Tensor) -> Tensor:
+    value, tangent = forward_ad.unpack_dual(dual)
+    return torch.zeros_like(value) if tangent is None else tangent
+
+
+@cache
+def _kept(table: Callable[[Scheme, tuple[float, ...], float, int], Weights]) -> Callable[..., Weights]:
+    return lru_cache(maxsize=8)(table)
+
+
 @dataclass(frozen=True, eq=False)
 class Discretisation:
     """A scheme on a grid for given orders, with the way its history is evaluated."""
@@ -97,24 +130,22 @@ class Discretisation:
     dtype: torch.dtype
     device: torch.device
 
-    def _weights(self, alpha: Tensor) -> tuple[Tensor, ...]:
-        kernel, start, local = self.scheme.weights(alpha, self.grid.h, self.grid.steps)
-        return (kernel, local) if start is None else (kernel, local, start)
-
-    def _on_device(self, parts: tuple[Tensor, ...]) -> StepWeights:
-        weights = Weights(parts[0], parts[2] if len(parts) == 3 else None, parts[1])
-        return StepWeights(weights, self.orders, self.dtype, self.device)
-
     @cached_property
     def weights(self) -> StepWeights:
         """The weights."""
-        return self._on_device(self._weights(self.orders.alpha))
+        return self._on_device(_weights)
 
     @cached_property
     def weights_dot(self) -> StepWeights:
         """Their derivatives in alpha."""
-        alpha = self.orders.alpha
-        return self._on_device(torch.func.jvp(self._weights, (alpha,), (torch.ones_like(alpha),))[1])
+        return self._on_device(_weights_dot)
+
+    def _on_device(self, table: Callable[[Scheme, tuple[float, ...], float, int], Weights]) -> StepWeights:
+        alpha, steps = self.orders.alpha, self.grid.steps
+        # What is small and used again, a fixed order in a training loop, is kept; a large table lives with its solve.
+        keep = _kept(table) if len(alpha) * steps <= _KEPT_NUMBERS else table
+        weights = keep(self.scheme, tuple(alpha.tolist()), self.grid.h, steps)
+        return StepWeights(weights, self.orders, self.dtype, self.device)
 
     def at(self, n: int, *, keep: bool = False) -> StepData:
         """What a step needs to know of where it is."""

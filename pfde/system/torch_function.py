@@ -82,13 +82,20 @@ class ParameterBar:
     def __init__(self, count: int) -> None:
         self.bars: list[Tensor | None] = [None] * count
 
-    def add(self, i: int, bar: Tensor) -> None:
-        """Add to the cotangent of parameter i."""
-        total = self.bars[i]
-        if total is None:
-            self.bars[i] = bar.clone()  # autograd may have handed out a view of the incoming cotangent
-        else:
-            total.add_(bar)
+    def add(self, bars: Sequence[Tensor | None]) -> None:
+        """Add one cotangent for each parameter; None adds nothing."""
+        sums, terms = [], []
+        for i, bar in enumerate(bars):
+            if bar is None:
+                continue
+            total = self.bars[i]
+            if total is None:
+                self.bars[i] = bar.clone()  # autograd may have handed out a view of the incoming cotangent
+            else:
+                sums.append(total)
+                terms.append(bar)
+        if sums:
+            torch._foreach_add_(sums, terms)
 
 
 class TorchFunction:
@@ -100,7 +107,7 @@ class TorchFunction:
     layout : of the state
     parameters : tensors that require a gradient and that func uses
     dtype, device : of the state
-    steps : the number of steps N, for messages
+    times : t_0, ..., t_N
     peers : the ranks that share the state; every call is collective over them
     """
 
@@ -111,24 +118,29 @@ class TorchFunction:
         parameters: Sequence[Tensor],
         dtype: torch.dtype,
         device: torch.device,
-        steps: int,
+        times: Sequence[float],
         peers: Peers,
     ) -> None:
         self.func, self.layout, self.parameters = func, layout, tuple(parameters)
-        self.dtype, self.device, self.steps, self.peers = dtype, device, steps, peers
+        self.dtype, self.device, self.peers = dtype, device, peers
+        self.steps = len(times) - 1
+        self._times = torch.tensor(times, dtype=dtype, device=device)
         self.evaluations = 0
+        self.trusted = False  # whether all states have been seen by a completed forward pass, f finite at each
         self.generators: list[Tensor] | None = None  # random states that the forward pass began with, if func drew
 
     def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
-        """f(t, y) without a graph."""
-        with torch.no_grad():
-            return self.peers.call(self._checked, n, t, y).detach()
+        """f(t, y) without a graph: the sweeps run with gradients disabled."""
+        assert not torch.is_grad_enabled()
+        return self.peers.call(self._checked, n, t, y).detach()
 
     def linearise(self, n: int, t: float, y: Tensor) -> TorchLinearisation:
         """f(t, y) with its graph. y must not be overwritten while the linearisation is in use."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y))
+            out = self.peers.call(self._checked, n, t, y)
+        # func may take another branch at another time, so one look is not enough; one at every step costs 5 % of it.
+        return TorchLinearisation(self, y, out, looks_at_graph=n & (n - 1) == 0 or n == self.steps)
 
     def on_graph(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) on the caller's graph, for differentiation by autograd."""
@@ -137,22 +149,24 @@ class TorchFunction:
     def _checked(self, n: int, t: float, y: Tensor) -> Tensor:
         self.evaluations += 1
         version = y._version
-        value = self.layout.flatten(self._call(t, y), self.dtype, "func")
+        value = self.layout.flatten(self._call(n, y), self.dtype, "func")
         if value.device != self.device:
             raise ValueError(f"func must return a tensor on y's device, {self.device}: got {value.device}")
         if y._version != version:
             raise RuntimeError(f"func changed y in place at t={t:.6g}: {_IN_PLACE}")
         # One reduction and one transfer; a finite sum has finite terms, an infinite one may merely have overflowed.
-        if not math.isfinite(value.detach().sum().item()) and not bool(torch.isfinite(value).all()):
+        if self.trusted or math.isfinite(value.detach().sum().item()):
+            return value
+        if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
                 f"func returned NaN or inf at t={t:.6g}, step {n} of {self.steps}: reduce step_size, use an implicit "
                 "method for stiff problems, or check func and its parameters"
             )
         return value
 
-    def _call(self, t: float, y: Tensor) -> Any:
+    def _call(self, n: int, y: Tensor) -> Any:
         try:
-            return self.func(torch.full((), t, dtype=self.dtype, device=self.device), self.layout.unflatten(y))
+            return self.func(self._times[n], self.layout.unflatten(y))
         except RuntimeError as error:
             if "in-place" in str(error):  # torch's own refusal, where y is on a graph
                 error.add_note(f"If func changes y in place: {_IN_PLACE}")
@@ -162,10 +176,11 @@ class TorchFunction:
 class TorchLinearisation:
     """f at one state, with the graph of its evaluation."""
 
-    __slots__ = ("_function", "_out", "_y", "value")
+    __slots__ = ("_function", "_looks_at_graph", "_out", "_y", "value")
 
-    def __init__(self, function: TorchFunction, y: Tensor, out: Tensor) -> None:
+    def __init__(self, function: TorchFunction, y: Tensor, out: Tensor, *, looks_at_graph: bool) -> None:
         self._function, self._y, self._out = function, y, out
+        self._looks_at_graph = looks_at_graph
         self.value = out.detach()
 
     def vjp(self, v: Tensor, theta_bar: ParameterBar | None = None, *, retain: bool = False) -> Tensor:
@@ -176,13 +191,11 @@ class TorchLinearisation:
         if not self._out.requires_grad:  # f uses neither y nor a parameter
             return torch.zeros_like(v)
         parameters = () if theta_bar is None else self._function.parameters
-        if theta_bar is not None:
+        if theta_bar is not None and self._looks_at_graph:
             require_reached(self._out, (self._y, *parameters))
         y_bar, *bars = torch.autograd.grad(self._out, (self._y, *parameters), v, retain_graph=retain, allow_unused=True)
         if theta_bar is not None:
-            for i, bar in enumerate(bars):
-                if bar is not None:
-                    theta_bar.add(i, bar)
+            theta_bar.add(bars)
         return torch.zeros_like(v) if y_bar is None else y_bar
 
     def jvp(self, v: Tensor, theta_dot: Sequence[Tensor] | None = None) -> Tensor:
@@ -212,8 +225,8 @@ class TorchLinearisation:
 def require_reached(out: Tensor, reached: Sequence[Tensor]) -> None:
     """Raise ValueError when the graph of `out` ends in a leaf not in `reached`: its gradient would silently be None.
 
-    Once for every product with the parameters, because func may take another branch at another time: 10 us for a
-    small network, a few percent of the product.
+    A walk over the graph, 10 us for a small network: done at t_0 and, in the backward pass, at t_N and at every step
+    whose number is a power of two.
     """
     leaves = unreached_leaves(out, reached)
     if leaves:
