@@ -84,11 +84,8 @@ def check_times(t: Any) -> list[float]:
     return times
 
 
-def check_grid(times: list[float], step_size: float | None, resolution: float) -> tuple[Grid, tuple[int, ...]]:
-    """The uniform grid, and the step numbers of the times.
-
-    resolution : relative spacing of the numbers that t was given in (eps of its dtype), for what counts as whole
-    """
+def check_grid(times: list[float], step_size: float | None) -> tuple[Grid, tuple[int, ...]]:
+    """The uniform grid, and the step numbers of the times."""
     t0, t1 = times[0], times[-1]
     if step_size is None:
         steps = len(times) - 1
@@ -98,8 +95,8 @@ def check_grid(times: list[float], step_size: float | None, resolution: float) -
         if not 0 < h <= (t1 - t0) * (1 + 1e-9):
             raise ValueError(f"step_size must be in (0, t[-1] - t[0] = {t1 - t0:g}]: got {h:g}")
         steps = round((t1 - t0) / h)
-    # t carries a rounding error of its own: one unit of the larger end, seen in steps of h
-    slack = 1e-9 * steps + 4 * resolution * max(abs(t0), abs(t1)) / h
+    # t carries a rounding error of its own, often that of float32 even where it is float64 by now; seen in steps of h
+    slack = 1e-9 * steps + 4 * torch.finfo(torch.float32).eps * max(abs(t0), abs(t1)) / h
     outputs = []
     for i, time in enumerate(times):
         n = (time - t0) / h

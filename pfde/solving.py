@@ -147,8 +147,7 @@ def solve(
         scheme = check_method(method)
         layout, flat = check_state(y0)
         times = check_times(t)
-        resolution = torch.finfo(t.dtype if isinstance(t, Tensor) else torch.float64).eps
-        grid, outputs = check_grid(times, step_size, resolution)
+        grid, outputs = check_grid(times, step_size)
         order, group = check_alpha(alpha, layout, flat.device)
         parameters = check_parameters(func, params)
         how = check_kind("gradient", gradient, (Discrete, Backprop), Discrete())

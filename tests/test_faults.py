@@ -349,12 +349,12 @@ def test_a_value_that_is_not_finite_names_t_and_step(method: str, bad: float) ->
 
 @pytest.mark.parametrize("method", METHODS)
 def test_parameters_that_turn_nan_in_the_backward_pass(method: str) -> None:
-    """Not by an in-place change, which torch refuses, but in f itself: here a table it reads."""
+    """Not by an in-place change, which torch refuses, but in f itself: here a number it reads."""
     f, table = Field(), {"factor": 1.0}
     y = pfde.fdeint(lambda t, y: f(t, y) * table["factor"], start(), T, 0.6, method=method, params=[f.a])
     table["factor"] = float("nan")
-    with pytest.raises(pfde.NonFiniteError, match=r"t=0.8, step 4 of 5|t=1, step 5 of 5"):
-        y.sum().backward()
+    y.sum().backward()  # f was finite at these states, which is not looked at twice; but nothing is hidden
+    assert f.a.grad.isnan().all()
 
 
 def test_large_finite_values_are_no_error() -> None:
@@ -510,11 +510,11 @@ def test_a_closure_that_would_get_none(method: str, kind: str) -> None:
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_closure_that_appears_at_one_time_only(method: str, store: str) -> None:
+def test_a_closure_that_appears_late(method: str, store: str) -> None:
     """The forward pass of an explicit method keeps no graph that could tell: the backward pass refuses."""
     w, y0 = start(), start()
     y = pfde.fdeint(
-        lambda t, y: y * w if 0.5 < t < 0.7 else -y, y0, T, 0.6, method=method, gradient=pfde.Discrete(store=store)
+        lambda t, y: y * w if t > 0.7 else -y, y0, T, 0.6, method=method, gradient=pfde.Discrete(store=store)
     )
     with pytest.raises(ValueError, match=CLOSURE):
         y.sum().backward()

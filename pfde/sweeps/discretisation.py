@@ -106,7 +106,8 @@ def _weights_dot(scheme: Scheme, alpha: tuple[float, ...], h: float, steps: int)
     order = torch.tensor(alpha, dtype=torch.float64)
     with torch.no_grad(), forward_ad.dual_level():
         weights = scheme.weights(forward_ad.make_dual(order, torch.ones_like(order)), h, steps)
-        return Weights(*(None if w is None else _tangent(w) for w in weights))
+        start = None if weights.start is None else _tangent(weights.start)
+        return Weights(_tangent(weights.kernel), start, _tangent(weights.local))
 
 
 def _tangent(dual: Tensor) -> Tensor:

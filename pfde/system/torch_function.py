@@ -140,7 +140,7 @@ class TorchFunction:
             y = y.detach().requires_grad_()
             out = self.peers.call(self._checked, n, t, y)
         # func may take another branch at another time, so one look is not enough; one at every step costs 5 % of it.
-        return TorchLinearisation(self, y, out, looks_at_graph=n & (n - 1) == 0 or n == self.steps)
+        return TorchLinearisation(self, y, out, looks_at_graph=n & (n - 1) == 0 or n >= self.steps - 1)
 
     def on_graph(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) on the caller's graph, for differentiation by autograd."""

@@ -1,0 +1,105 @@
+"""What the checks measured, what they allow, and the table that says so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+SLOPE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class GradientErrors:
+    """Relative errors of a gradient, |grad - grad_ref| / |grad_ref| in the 2-norm, by group of inputs.
+
+    Attributes
+    ----------
+    y0 : of the initial state
+    theta : of all parameters together; None for a model without
+    alpha : of the order or orders
+    """
+
+    y0: float
+    theta: float | None
+    alpha: float
+
+    @property
+    def worst(self) -> float:
+        """The largest of them; NaN if one is."""
+        errors = [self.y0, self.alpha] + ([] if self.theta is None else [self.theta])
+        return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+
+@dataclass(frozen=True)
+class TaylorSlopes:
+    """Observed rates of the two Taylor remainders, one for each halving of the step length.
+
+    Attributes
+    ----------
+    zeroth : of |J(p + e u) - J(p)|, which should be 1
+    first : of |J(p + e u) - J(p) - e <grad, u>|, which should be 2
+    """
+
+    zeroth: tuple[float, ...]
+    first: tuple[float, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest distance of a rate from what it should be; NaN if one is."""
+        distances = [abs(s - 1) for s in self.zeroth] + [abs(s - 2) for s in self.first]
+        return math.nan if any(map(math.isnan, distances)) else max(distances)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` measured, and what it allows; `print(report)` shows a table.
+
+    Attributes
+    ----------
+    method, steps, dtype : of the solve
+    gradient : relative errors against autograd through the same steps; allowed: `tolerance`
+    dot_product : relative error of the dot product test; allowed: `dot_tolerance`
+    slopes : of the Taylor remainders; allowed: 1 and 2, each within `slope_tolerance`
+    """
+
+    method: str
+    steps: int
+    dtype: torch.dtype
+    gradient: GradientErrors
+    dot_product: float
+    slopes: TaylorSlopes
+    tolerance: float
+    dot_tolerance: float
+    slope_tolerance: float = SLOPE_TOLERANCE
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(passed for *_, passed in self.checks())
+
+    def checks(self) -> list[tuple[str, str, str, bool]]:
+        """(name, measured, allowed, passed) of each check."""
+
+        def small(name: str, error: float, allowed: float) -> tuple[str, str, str, bool]:
+            return name, f"{error:.1e}", f"{allowed:.1e}", error <= allowed  # NaN compares false
+
+        def rates(name: str, observed: tuple[float, ...], expected: int) -> tuple[str, str, str, bool]:
+            worst = max(observed, key=lambda s: math.inf if math.isnan(s) else abs(s - expected))
+            passed = abs(worst - expected) <= self.slope_tolerance
+            return name, f"{worst:.4f}", f"{expected} +- {self.slope_tolerance:g}", passed
+
+        groups = (("y0", self.gradient.y0), ("theta", self.gradient.theta), ("alpha", self.gradient.alpha))
+        return [
+            *(small(f"against autograd, {name}", x, self.tolerance) for name, x in groups if x is not None),
+            small("tangent-adjoint dot product", self.dot_product, self.dot_tolerance),
+            rates("Taylor slope, zeroth order", self.slopes.zeroth, 1),
+            rates("Taylor slope, first order", self.slopes.first, 2),
+        ]
+
+    def __str__(self) -> str:
+        lines = [f"method {self.method}, {self.steps} steps, {self.dtype}"]
+        for name, measured, allowed, passed in self.checks():
+            lines.append(f"  {name:<28} {measured:>9}   allowed {allowed:<9}  {'pass' if passed else 'FAIL'}")
+        return "\n".join(lines)
