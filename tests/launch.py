@@ -15,7 +15,7 @@ MPIEXEC = str(_IN_VENV) if _IN_VENV.exists() else shutil.which("mpiexec")
 needs_mpiexec = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside this Python or on PATH")
 
 
-def launch(ranks: int, script: Path, *arguments: str, limit: float = 90.0) -> str:
+def launch(ranks: int, script: Path, *arguments: str, limit: float = 120.0) -> str:
     """The output of `mpiexec -n ranks python script arguments`.
 
     Fails when it exits non-zero or not within `limit` seconds.

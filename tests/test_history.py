@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pfde.history import Exact
+from pfde.history.skeleton import interpolation, nodes
 
 ALGORITHMS = ["direct", "blocked", "fft"]
 LENGTHS = [1, 2, 7, 8, 9, 31, 64, 100, 257]
@@ -244,11 +245,102 @@ def test_workspace_is_bounded(outputs):
         assert convolution.workspace_bytes <= 4 << 20
 
 
+def smooth_kernels(N, dtype):
+    """What schemes have: power laws, with log, differences of powers with a part 3^-k; a constant, and zero."""
+    k = torch.arange(N + 1, dtype=torch.float64)
+    k[0] = math.nan
+    powers = [k ** (a - 1) for a in (0.01, 0.3, 0.99)] + [k ** (-1 - a) for a in (0.01, 0.5, 0.99)]
+    others = [k**-0.7 * (k.log() + 1), k**-1.5 * (k.log() - 3), k**-1.5 - 3.0**-k, 0 * k + 2, 0 * k]
+    return [kernel.to(dtype) for kernel in powers + others]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("N", [129, 200, 300, 512, 768, 1000, 1024, 1025])
+def test_interpolated_pulls(dtype, N):
+    """Equal to the dense sum, and transposes, to rounding; whole superblocks and cut short ones, and too small N."""
+    torch.manual_seed(8)
+    eps, exact, size = torch.finfo(dtype).eps, Exact("blocked"), 3
+    kernels = smooth_kernels(N, dtype)
+    for channels in [*((kernel,) for kernel in kernels), kernels[2:4], kernels[7:9]]:
+        kernel = torch.stack(channels).unsqueeze(1)
+        X = torch.randn(N, size, dtype=dtype)
+        Y = [torch.randn(N, size, dtype=dtype) for _ in channels]
+        forward = exact.convolution(kernel, [X])
+        back = exact.convolution(kernel.transpose(0, 1), Y, reverse=True)
+        least = 512 if dtype == torch.float32 else 768
+        expected = least <= N
+        assert (forward.interpolated, back.interpolated) == (expected, expected)
+        left = torch.stack([torch.stack(forward.read(n)) for n in range(1, N + 1)], dim=1)
+        right = torch.stack([torch.stack(back.read(n)) for n in range(N, 0, -1)], dim=1).flip(1)
+        assert_rounding(left, kernel, [X], False, eps)
+        assert_rounding(right, kernel.transpose(0, 1), Y, True, eps)
+        product = sum(float((c.double() * y.double()).sum()) for c, y in zip(left, Y, strict=True))
+        scale = dense(kernel.abs(), [X.abs()])
+        scale = float(sum((scale[o] * Y[o].double().abs()).sum() for o in range(len(Y))))
+        assert abs(product - float((right[0].double() * X.double()).sum())) <= 50 * eps * math.sqrt(N) * scale
+
+
+def assert_rounding(out, kernel, rows, reverse, eps):
+    error = (out - dense(kernel, rows, reverse=reverse)).abs()
+    allowed = 50 * eps * dense(kernel.abs(), [x.abs() for x in rows], reverse=reverse)
+    assert (error <= allowed).all(), f"{(error / allowed).max():.3g} of the bound"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("N", [700, 1024])
+def test_interpolated_sweeps_resume_and_replay(reverse, N):
+    """Bitwise, from buffers that hold NaN in the rows not yet passed."""
+    torch.manual_seed(9)
+    kernel = torch.stack(smooth_kernels(N, torch.float32)[:2]).unsqueeze(1)
+    rows = [torch.randn(N, 3)]
+    whole = sweep("blocked", kernel, rows, reverse=reverse)
+    for start in (1, 129, 300, 640, 650, N):
+        resumed = sweep("blocked", kernel, rows, reverse=reverse, start=start)
+        part = slice(None, start) if reverse else slice(start - 1, None)
+        assert torch.equal(resumed[:, part], whole[:, part]), start
+    if not reverse:
+        convolution = Exact("blocked").convolution(kernel, rows)
+        assert convolution.interpolated
+        for n0, n1 in [(N - 30, N + 1), (1, 20), (500, 700)]:
+            assert torch.equal(torch.stack(convolution.rows(n0, n1)), whole[:, n0 - 1 : n1 - 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rough_kernels_are_not_interpolated(dtype, reverse):
+    """Random ones, one lag out of line, a kink, an oscillation, in one channel of two: all fall back."""
+    torch.manual_seed(10)
+    N, eps = 1024, torch.finfo(dtype).eps
+    k = torch.arange(N + 1, dtype=torch.float64).clamp(min=1)
+    rows = [torch.randn(N, 2, dtype=dtype)]
+    spikes = [k**-0.5 * (1 + 1e3 * eps * (k == lag).double()) for lag in (70, 444, 1000)]
+    for rough in [torch.randn(N + 1), *spikes, (k - 500).abs(), (-1) ** k / k, torch.where(k == 900, math.nan, k)]:
+        kernel = torch.stack([k**-0.3, rough]).unsqueeze(1).to(dtype)
+        if reverse:
+            kernel = kernel[1:]
+        convolution = Exact("blocked").convolution(kernel, rows, reverse=reverse)
+        assert not convolution.interpolated
+        out = [torch.stack(convolution.read(n)) for n in (range(N, 0, -1) if reverse else range(1, N + 1))]
+        out = torch.stack(out, dim=1)
+        if not kernel.isnan().any():
+            assert_rounding(out.flip(1) if reverse else out, kernel, rows, reverse, eps)
+
+
+def test_interpolation_reproduces_polynomials():
+    """P to the accuracy of its definition, of sizes that cannot have Chebyshev points (r near M) too."""
+    for M, r in [(128, 16), (128, 32), (64, 16), (96, 32), (48, 16), (12, 11)]:
+        points, P = nodes(M, r), interpolation(M, r)
+        assert points == sorted(set(points)) and points[0] == 0 and points[-1] == M - 1 and len(points) == r
+        assert torch.equal(P[points], torch.eye(r, dtype=torch.float64))
+        x = torch.linspace(-1, 1, M, dtype=torch.float64)
+        for degree in range(r):
+            values = torch.cos(degree * x.acos())
+            assert (P @ values[points] - values).abs().max() <= 50 * EPS * float(P.abs().sum(1).max())
+
+
 def test_default_chooses():
-    names = {
-        N: Exact().convolution(torch.ones(1, 1, N + 1), [torch.zeros(N, 4096)]).algorithm for N in (16, 1024, 4096)
-    }
-    assert names == {16: "direct", 1024: "blocked", 4096: "fft"}
+    names = {N: Exact().convolution(torch.ones(1, 1, N + 1), [torch.zeros(N, 64)]).algorithm for N in (16, 8192, 32768)}
+    assert names == {16: "direct", 8192: "blocked", 32768: "fft"}
 
 
 def test_out_of_order_reads_raise():

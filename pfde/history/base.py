@@ -138,6 +138,10 @@ class Toeplitz:
         w = self._window(i, origin - m + 1, m + length - 1, group)
         return w.unfold(2, length, 1).flip(2).transpose(1, 2).reshape(w.shape[0], m * self.O, length)
 
+    def window(self, i: int, q: int, length: int) -> torch.Tensor:
+        """table[q : q + length] of input i without groups, (O, length)."""
+        return self._window(i, q, length, None)[0]
+
     def _window(self, i: int, q: int, length: int, group: torch.Tensor | None) -> torch.Tensor:
         """table[q : q + length] of input i, (groups, O, length); a view of the table held if it can be."""
         if self.tables:

@@ -2,10 +2,12 @@
 
 Count the steps in the direction of travel, tau = n - 1 forward and tau = N - n in reverse.  Steps are grouped in
 superblocks of M.  On entering one, a *pull* adds the influence of all earlier rows on its M steps to a workspace W:
-a product with an M x L Toeplitz matrix, or a few FFTs.  Inside it, at an offset u with 2^p the largest power of two
-dividing u >= b, a *push* adds the influence of the last 2^p rows on the next 2^p steps (Hairer, Lubich, Schlichte
-1985, SIAM J. Sci. Stat. Comput. 6, doi:10.1137/0906037); what remains are fewer than b recent rows, added by a
-matrix-vector product at the read itself.  All three are one operation: the block T[i, v] = kappa[|a + i - b - v|]
+a product with an M x L Toeplitz matrix, whose rows at lags beyond M / 2 are interpolated from r of them where the
+kernel proves smooth (`skeleton`: r = 16 in float32, 32 in float64, so r / M of the flops), or a few FFTs.  Inside it,
+at an offset u with 2^p the largest power of two dividing u >= b, a *push* adds the influence of the last 2^p rows on
+the next 2^p steps (Hairer, Lubich, Schlichte 1985, SIAM J. Sci. Stat. Comput. 6, doi:10.1137/0906037); what remains
+are fewer than b recent rows, added by a matrix-vector product at the read itself.
+All three are one operation: the block T[i, v] = kappa[|a + i - b - v|]
 mapping buffer rows b.. to a... With table[q] = kappa[Q - q] forward (Q = last index) and kappa[q] in reverse it reads
 
     T[i, v] = table[origin - i + v],     origin = b - a + (Q forward | 0 in reverse),
@@ -13,12 +15,17 @@ mapping buffer rows b.. to a... With table[q] = kappa[Q - q] forward (Q = last i
 so a direction is index arithmetic, and the transpose cannot disagree with its operator.
 
 Symbols: N steps, d components, I inputs, O outputs, G groups of components of one order alpha; W is (M, O, d).
-Errors, in units eps of the rounding: direct and blocked commit at most N eps sum_j |kappa_{n-j}| |X_j|, the FFT
+Errors, in units eps of the rounding: direct and blocked commit at most N eps sum_j |kappa_{n-j}| |X_j|, to which
+interpolation adds a few eps of the same sum (its residual, at most 16 eps of the largest |kappa| among M lags; about
+1 eps in float32 and 3..9 eps in float64 for the schemes, mostly the rounding of their kernels); the FFT commits
 c log2(N) eps |kappa|_2 |X|_2 over the segment transformed, relative to the norm and not to each c_n (tests hold both
 to 50 eps of these sizes); the nearest rows are always summed directly.
 
 NOTE 1. Superblocks sit at tau = 0, M, 2M, ... whatever the first read is, and resuming inside one replays its pushes:
 a resumed sweep returns bitwise what an uninterrupted one would have.
+
+NOTE 2. Interpolation is for one kernel per channel (no groups); the last superblock, when cut short, interpolates on
+the full one that ends with the buffer.  A rough kernel, or a superblock of fewer than 3 r rows, gets dense pulls.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .base import Convolution, Toeplitz, validate
+from .skeleton import NODES, TOLERANCE, Skeleton
 
 ALGORITHMS = ("direct", "blocked", "fft")
 
@@ -39,8 +47,9 @@ class Exact:
     """The history with all its terms.
 
     `algorithm`: "direct", one matrix-vector product per step: N^2 d / 2 multiplications at the speed of memory, no
-    workspace; "blocked", the same count at the speed of matrix products; "fft", O(N log(N)^2 d).  The last two use a
-    workspace of about N / 16 rows per output.  None chooses by the sizes; see `_choose`.
+    workspace; "blocked", the same count or, for smooth kernels, a fraction of it, at the speed of matrix products;
+    "fft", O(N log(N)^2 d).  The last two use a workspace of about N / 16 rows per output, N / 8 while that is at most
+    64, and 128 where blocked interpolates.  None chooses by the sizes; see `_choose`.
     """
 
     algorithm: str | None = None
@@ -70,6 +79,8 @@ class Exact:
 
 # Sizes, measured on one core of an EPYC 9004 (MKL, float32 and float64); see `_choose` for the rule made of them.
 BLOCKED_ROWS = 64  # rows per pull by products: beyond it a product is no faster per row
+SKELETON_ROWS = 128, 512  # the most rows where far ones are interpolated, of N / 8 and of N / 16
+SKELETON_NUMBERS = 2**20  # the most numbers T[nodes] may have, unless 1/16 of a buffer is more
 FFT_FROM = 1024  # the smallest push by FFT; 128, 256 and 512 were slower at N = 1e4, larger ones not tried
 GROUP_FFT_FROM = 32  # the same with groups: an estimate, not measured
 SEGMENT = 4  # FFT length over M in a pull: 8 was slower, 2 equal within the noise (N = 1e4, d = 64 and 1024)
@@ -77,14 +88,15 @@ COLUMNS = 64  # components transformed together: two cache lines of each row at 
 
 
 def _choose(N: int, d: int, groups: int) -> str:
-    """A rule made from runs at d = 1, 64, 1024, 8192, N = 16 .. 4096, one core of a shared machine, both dtypes.
+    """A rule made from runs at d = 1, 64, 1024, 8192, N = 16 .. 16384, one core of a shared machine, both dtypes.
 
-    Blocked and FFT cross between N = 2048 and 4096 at d = 1, 64, 1024 (8192 was run to 2048); direct and blocked near
-    N = 512, 512, 128, 64.  With groups, from fewer runs (float32, 3 each): few, multiplied one by one, favour blocked
-    from N = 32 (to 2048; FFT beyond is a guess); many favour FFT at N = 256, and no algorithm clearly at 128.
+    Blocked, interpolating, was the fastest to N = 16384 at d = 1, 64 (to 8192 at 1024), and is left beyond, where its
+    matrices may grow too large.  Direct and blocked cross near N = 512, 512, 128, 64.  With groups, from fewer runs
+    (float32, 3 each) and without interpolation: few, multiplied one by one, favour blocked from N = 32 (to 2048; FFT
+    beyond is a guess); many favour FFT at N = 256, and no algorithm clearly at 128.
     """
-    few = groups * 16 <= d
-    if (few and N >= 3072) or (not few and N >= 128):
+    few, long = groups * 16 <= d, 3072 if groups else 24576
+    if (few and long <= N) or (not few and N >= 128):
         return "fft"
     small = (N < 32 or not few) if groups else (N < 64 or (N < 512 and N * d < 2**17))
     return "direct" if small else "blocked"
@@ -145,8 +157,9 @@ class ExactConvolution(Convolution):
     def _plan(self) -> None:
         N, grouped, fft = self._N, self._group is not None, self.algorithm == "fft"
         self._b = _base(self._d)
-        M = max(-(-N // 64) * 4, min(-(-N // 32) * 4, BLOCKED_ROWS))  # N / 16 rows, N / 8 while that is few
-        self._M = M = 1 if self.algorithm == "direct" else M if fft else min(M, BLOCKED_ROWS)
+        few, many = (BLOCKED_ROWS, BLOCKED_ROWS) if fft or grouped else SKELETON_ROWS
+        M = max(-(-N // 64) * 4, min(-(-N // 32) * 4, few))  # N / 16 rows, N / 8 while that is few
+        self._M = M = 1 if self.algorithm == "direct" else M if fft else min(M, many)
         first = (GROUP_FFT_FROM if grouped else FFT_FROM) if fft else 2 * N + 8
         n = _smooth(SEGMENT * M)
         self._pull = _Transform(M, n - M + 1, n) if fft else None
@@ -161,8 +174,11 @@ class ExactConvolution(Convolution):
         # Lags beyond N occur only in blocks that stick out at an end of the buffer; zeros spare the special cases.
         self._Q = N + self._M + (self._pull.S if self._pull else 0)
         self._toeplitz = Toeplitz(kernel, self._group, self._Q, self._reverse, self._limit, bound)
+        self._skeleton = self._interpolate()
+        if self._skeleton is None and not self._pull:
+            self._M = self._tall = min(self._M, BLOCKED_ROWS)
         # Pushes by products are corners of one matrix, pulls its column slices.
-        wide = self._tall if self._pull else N
+        wide = self._tall if self._pull else min(N, self._M + self._skeleton.D) if self._skeleton else N
         numbers = kernel.numel() // (N + 1) * self._tall * wide
         self._wide = wide if numbers <= bound else min(wide, 256)
         if self._M > 1:
@@ -172,6 +188,21 @@ class ExactConvolution(Convolution):
             for transform in self._push.values():
                 transform.spectra = [self._spectrum(transform, 0, None)]
 
+    def _interpolate(self) -> Skeleton | None:
+        """The pulls' far part if there is enough of it, its matrices are not too large, and the kernel is smooth."""
+        M, dtype = self._M, self._rows[0].dtype
+        D = M // 2
+        length = self._N - M - D
+        if self._pull or self._group is not None or NODES[dtype] > M // 3 or length < M:
+            return None
+        if NODES[dtype] * self._O * self._I * length > max(SKELETON_NUMBERS, self._limit):
+            return None
+        skeleton = Skeleton(self._toeplitz, M, D, length, dtype)
+        if not skeleton.residual() <= TOLERANCE:
+            return None
+        skeleton.keep()
+        return skeleton
+
     def _spectrum(self, transform: _Transform, s: int, group: torch.Tensor | None) -> torch.Tensor:
         m, S = transform.m, transform.S
         origin = m + s * S if self._reverse else self._Q - (s + 1) * S
@@ -180,6 +211,7 @@ class ExactConvolution(Convolution):
     def _new_workspace(self) -> None:
         self._W = self._rows[0].new_empty((self._M, self._O, self._d))
         self._W2 = self._W.view(self._M * self._O, self._d)
+        self._V = self._W.new_empty((self._skeleton.r * self._O, self._d) if self._skeleton else (0, self._d))
         self._next: int | None = None
         self._start = 0
 
@@ -252,11 +284,19 @@ class ExactConvolution(Convolution):
         return self._M
 
     @property
+    def interpolated(self) -> bool:
+        """Whether the pulls take far rows by interpolation."""
+        return self._skeleton is not None
+
+    @property
     def workspace_bytes(self) -> int:
         transforms = [*self._push.values(), *([self._pull] if self._pull else [])]
-        held = [self._W, *self._toeplitz.tables, *self._toeplitz.matrices, *(x for t in transforms for x in t.spectra)]
+        held = [self._W, self._V, *self._toeplitz.tables, *self._toeplitz.matrices]
+        held += [x for t in transforms for x in t.spectra]
         if self._replay is not None:
-            held.append(self._replay._W)
+            held += [self._replay._W, self._replay._V]
+        if self._skeleton:
+            held += [self._skeleton.P, *self._skeleton.matrices]
         grouped = self._group is not None
         per_column = 4 + self._O + (4 * self._O * self._I if grouped else 0)
         temporary = per_column * self._pull.n * self._columns if self._pull else 0
@@ -274,7 +314,14 @@ class ExactConvolution(Convolution):
         elif self._pull:
             self._transform(self._pull, start, m, 0, 0)
         else:
-            self._product(start, m, 0, 0)
+            # What lies more than D before the block, made a full one at the end of the buffer, is interpolated.
+            near = max(0, min(start, self._N - self._M) - self._skeleton.D) if self._skeleton else 0
+            self._product(start, m, near, 0)
+            if self._skeleton and near:
+                inputs = [x[self._N - near :] if self._reverse else x[:near] for x in self._rows]
+                w, at = self._at(start, m), 0 if self._reverse else self._M - m
+                out = self._W.view(self._M, -1)[w : w + m]
+                self._skeleton.pull(out, at, inputs, self._V)
 
     def _advance(self, u: int) -> None:
         """Push the last 2^p rows, 2^p dividing u, on the next 2^p steps."""
