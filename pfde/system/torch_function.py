@@ -138,9 +138,7 @@ class TorchFunction:
         """f(t, y) with its graph. y must not be overwritten while the linearisation is in use."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            out = self.peers.call(self._checked, n, t, y)
-        # func may take another branch at another time, so one look is not enough; one at every step costs 5 % of it.
-        return TorchLinearisation(self, y, out, looks_at_graph=n & (n - 1) == 0 or n >= self.steps - 1)
+            return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y))
 
     def on_graph(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) on the caller's graph, for differentiation by autograd."""
@@ -176,11 +174,10 @@ class TorchFunction:
 class TorchLinearisation:
     """f at one state, with the graph of its evaluation."""
 
-    __slots__ = ("_function", "_looks_at_graph", "_out", "_y", "value")
+    __slots__ = ("_function", "_out", "_y", "value")
 
-    def __init__(self, function: TorchFunction, y: Tensor, out: Tensor, *, looks_at_graph: bool) -> None:
+    def __init__(self, function: TorchFunction, y: Tensor, out: Tensor) -> None:
         self._function, self._y, self._out = function, y, out
-        self._looks_at_graph = looks_at_graph
         self.value = out.detach()
 
     def vjp(self, v: Tensor, theta_bar: ParameterBar | None = None, *, retain: bool = False) -> Tensor:
@@ -191,7 +188,7 @@ class TorchLinearisation:
         if not self._out.requires_grad:  # f uses neither y nor a parameter
             return torch.zeros_like(v)
         parameters = () if theta_bar is None else self._function.parameters
-        if theta_bar is not None and self._looks_at_graph:
+        if theta_bar is not None:
             require_reached(self._out, (self._y, *parameters))
         y_bar, *bars = torch.autograd.grad(self._out, (self._y, *parameters), v, retain_graph=retain, allow_unused=True)
         if theta_bar is not None:
@@ -225,8 +222,8 @@ class TorchLinearisation:
 def require_reached(out: Tensor, reached: Sequence[Tensor]) -> None:
     """Raise ValueError when the graph of `out` ends in a leaf not in `reached`: its gradient would silently be None.
 
-    A walk over the graph, 10 us for a small network: done at t_0 and, in the backward pass, at t_N and at every step
-    whose number is a power of two.
+    Done for every product with the parameters, because func may take another branch at another time: 10 us for a small
+    network, a few percent of the product.
     """
     leaves = unreached_leaves(out, reached)
     if leaves:
@@ -241,16 +238,18 @@ def unreached_leaves(out: Tensor, reached: Sequence[Tensor]) -> list[Tensor]:
 
     A walk over the graph that stops at the nodes of `reached`; what it still finds would get no gradient.
     """
-    stops = {t.grad_fn for t in reached if t.grad_fn is not None}
+    seen = {t.grad_fn for t in reached}
     known = {id(t) for t in reached}
-    seen, stack, leaves = set(), [out.grad_fn], []
+    stack, leaves = [out.grad_fn], []
     while stack:
         node = stack.pop()
-        if node is None or node in seen or node in stops:
+        if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            leaves.append(leaf)
-        stack.extend(parent for parent, _ in node.next_functions)
+        if parents := node.next_functions:
+            stack += [parent for parent, _ in parents]
+        else:
+            leaf = getattr(node, "variable", None)  # None for a custom Function without differentiable inputs
+            if leaf is not None and id(leaf) not in known:
+                leaves.append(leaf)
     return leaves
