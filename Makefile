@@ -8,7 +8,9 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.pfde/pfde
 
-# .venv has its own PETSc and pfde: another one in the environment must not be mixed in.
+# .venv has its own PETSc and pfde: another one in the environment must not be mixed in. `make bench` alone looks there,
+# for a torchfde to compare with.
+OUTSIDE := $(PYTHONPATH)
 unexport PETSC_DIR PETSC_ARCH PYTHONPATH
 
 help:
@@ -44,7 +46,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	PYTHONPATH="$(OUTSIDE)" $(BIN)/python benchmarks/run.py $(ARGS)
 
 verify: $(READY)
 	$(BIN)/python -m pfde verify $(ARGS)
