@@ -38,7 +38,8 @@ class Convolution(ABC):
         """c_n0, ..., c_{n1-1} of a forward history as one (n1 - n0, d) tensor per output, in any order of calls.
 
         Needs the rows of the steps before n1 - 1, leaves the position of `read` alone, and equals what `read`
-        returned bit for bit. Views valid until the next call.  Blocks aligned to `block` (steps 1 + k block, ...) are the cheapest to ask for.
+        returned bit for bit. Views valid until the next call. Blocks aligned to `block` (steps 1 + k block, ...) are
+        the cheapest to ask for.
         """
 
     @property
