@@ -15,26 +15,36 @@ MPIEXEC = str(_IN_VENV) if _IN_VENV.exists() else shutil.which("mpiexec")
 needs_mpiexec = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside this Python or on PATH")
 
 
-def launch(ranks: int, script: Path, *arguments: str, limit: float = 120.0) -> str:
-    """The output of `mpiexec -n ranks python script arguments`.
-
-    Fails when it exits non-zero or not within `limit` seconds.
-    """
+def start(
+    ranks: int, script: Path, *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """`mpiexec -n ranks python script arguments`, in a process group of its own, its output unbuffered."""
     if MPIEXEC is None:
         pytest.skip("no mpiexec beside this Python or on PATH")
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), sys.executable, str(script), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # a process group of its own, to be killed as a whole
+        start_new_session=True,  # to be signalled as a terminal does, and killed as a whole
     )
+
+
+def finish(process: subprocess.Popen[str], limit: float) -> tuple[int, str]:
+    """The exit status and output; fails, and kills the whole group, when it has not ended within `limit` seconds."""
     try:
         output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        pytest.fail(f"{script.name} {' '.join(arguments)} on {ranks} ranks: no end after {limit:.0f} s\n{output}")
-    assert process.returncode == 0, f"{script.name} {' '.join(arguments)} on {ranks} ranks:\n{output}"
+        pytest.fail(f"{' '.join(map(str, process.args))}: no end after {limit:.0f} s\n{output}")
+    return process.returncode, output
+
+
+def launch(ranks: int, script: Path, *arguments: str, limit: float = 120.0) -> str:
+    """The output of a script on some ranks, which must succeed within `limit` seconds."""
+    code, output = finish(start(ranks, script, *arguments), limit)
+    assert code == 0, f"{script.name} {' '.join(arguments)} on {ranks} ranks:\n{output}"
     return output

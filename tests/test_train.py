@@ -6,13 +6,12 @@ Each run starts mpiexec in a subprocess with a time limit.  Most compare the tra
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import launch
 import pytest
 import torch
 
@@ -20,36 +19,19 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
 ROOT = Path(__file__).resolve().parents[1]
-IN_VENV = Path(sys.executable).parent / "mpiexec"
-MPIEXEC = str(IN_VENV) if IN_VENV.exists() else shutil.which("mpiexec")
 TIME_LIMIT = 240.0  # seconds; a run takes about five
 # 50 images in batches of 6: the last batch has 2, so that two of four ranks get none of it.
 TINY = ["--limit", "50", "--batch-size", "6", "--channels", "4", "--dtype", "float64"]
 
-pytestmark = [pytest.mark.mpi, pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec")]
+pytestmark = [pytest.mark.mpi, launch.needs_mpiexec]
 
 
 def start(ranks: int, *options: str, **environment: str) -> subprocess.Popen[str]:
-    # A process group of its own, to be signalled like a terminal does; output unbuffered, to be waited for.
-    return subprocess.Popen(
-        [str(MPIEXEC), "-n", str(ranks), sys.executable, "examples/train.py", *options],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return launch.start(ranks, Path("examples/train.py"), *options, cwd=ROOT, **environment)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    try:
-        output, _ = process.communicate(timeout=TIME_LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"no end after {TIME_LIMIT:.0f} s:\n{output}")
-    return process.returncode, output
+    return launch.finish(process, TIME_LIMIT)
 
 
 def run(ranks: int, *options: str, **environment: str) -> str:

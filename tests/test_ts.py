@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launch import launch, needs_mpiexec
 
 import pfde
 from pfde.schemes import METHODS
 
 ROOT = Path(__file__).parent
 REACTION = ROOT / "programs" / "reaction.py"
-MPIEXEC = Path(sys.executable).with_name("mpiexec")
 
 
 def run(command, seconds=60):
@@ -35,9 +35,8 @@ def run(command, seconds=60):
 @functools.cache
 def reaction(ranks=1, *options):
     """What programs/reaction.py prints, by method."""
-    launcher = [MPIEXEC, "-n", ranks] if ranks > 1 else []
     base = ["-ts_type", "python", "-ts_python_type", "pfde.ts.FractionalTS", "-ksp_rtol", "1e-13"]
-    out = run([*launcher, sys.executable, REACTION, *base, *options], seconds=120)
+    out = launch(ranks, REACTION, *base, *options) if ranks > 1 else run([sys.executable, REACTION, *base, *options])
     return json.loads(out.splitlines()[-1])
 
 
@@ -80,6 +79,7 @@ def test_a_petsc_program_gets_the_torch_doors_gradient(method):
 
 
 @pytest.mark.mpi
+@needs_mpiexec
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_petsc_program_gets_the_same_gradient_on_more_ranks(ranks):
     """7 unknowns coupled through ghosts; a direct solver, since four ranks on two cores pay for every reduction."""

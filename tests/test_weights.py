@@ -15,6 +15,7 @@ import mpmath
 import pytest
 import torch
 from mpmath import mpf
+from oracle import rectangle, trapezoid, trapezoid_start
 
 from pfde.schemes import METHODS
 
@@ -41,20 +42,6 @@ def weights(method):
         return found.kernel, start, found.local
 
     return torch.func.jvp(parts, (alpha,), (torch.ones_like(alpha),))
-
-
-def rectangle(k, a):
-    return (mpf(k + 1) ** a - mpf(k) ** a) / mpmath.gamma(a + 1)
-
-
-def trapezoid(k, a):
-    if k == 0:
-        return 1 / mpmath.gamma(a + 2)
-    return (mpf(k + 1) ** (a + 1) - 2 * mpf(k) ** (a + 1) + mpf(k - 1) ** (a + 1)) / mpmath.gamma(a + 2)
-
-
-def trapezoid_start(n, a):
-    return (mpf(n - 1) ** (a + 1) - (n - 1 - a) * mpf(n) ** a) / mpmath.gamma(a + 2)
 
 
 def binomial(k, a):

@@ -105,7 +105,7 @@ class AdjointSweep:
             add_scaled(self._alpha_bar, self._discretisation.weights_dot.local, step.w_bar)
 
     def finish(self) -> Cotangents:
-        """The gradient, once all steps are reversed; releases the trajectory."""
+        """The gradient, once all steps are reversed."""
         trajectory, discretisation = self._trajectory, self._discretisation
         y0_bar = self._y0_bar
         for rows in self._rows:
@@ -123,7 +123,6 @@ class AdjointSweep:
                 for c, rows in enumerate(self._rows):
                     self._alpha_bar.addcmul_(discretisation.weights_dot.start_transpose(c, rows), trajectory.slope)
             alpha_bar = discretisation.orders.collect(self._alpha_bar)
-        trajectory.release()
         return Cotangents(y0_bar, alpha_bar)
 
 
@@ -136,7 +135,7 @@ def adjoint(
     *,
     alpha: bool,
 ) -> Cotangents:
-    """The whole backward pass: execute the actions of a schedule from EndForward on."""
+    """The whole backward pass: execute the actions of a schedule from EndForward on. Releases the trajectory."""
     sweep = AdjointSweep(trajectory, system, y_bar, theta_bar, alpha=alpha)
     try:
         for action in actions:
@@ -147,7 +146,7 @@ def adjoint(
             sweep.reverse(action.n1, action.n0)
         return sweep.finish()
     finally:
-        trajectory.release()  # after an error too: its rows are half overwritten
+        trajectory.release()  # its rows are overwritten, after an error half of them
 
 
 class _Predictors:

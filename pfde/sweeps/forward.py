@@ -38,8 +38,7 @@ class ForwardSweep:
             trajectory.record_slope(self._initial_slope(system))
 
     def _initial_slope(self, system: System) -> Stage:
-        at = self._discretisation.at(0, keep=self._keep)._replace(t=self._discretisation.grid.t0)
-        return with_slope(system, at, Stage(self.y))
+        return with_slope(system, self._discretisation.at(0, keep=self._keep), Stage(self.y))
 
     def advance(self, n1: int) -> Stage:
         """Take the steps n+1..n1 and return the last one's stage."""
