@@ -8,21 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .errors import ConvergenceError, NonFiniteError, PeerError, PfdeError, ReplayError, SnapshotError
     from .gradients import Backprop, Discrete
     from .history import Exact
     from .schedules import StoreAll
     from .solving import Solution, fdeint, solve
-    from .system.base import ConvergenceError, NonFiniteError, PeerError, PfdeError
     from .system.peers import raise_together
 
 _HOME = {
     "Backprop": "gradients",
-    "ConvergenceError": "system.base",
+    "ConvergenceError": "errors",
     "Discrete": "gradients",
     "Exact": "history",
-    "NonFiniteError": "system.base",
-    "PeerError": "system.base",
-    "PfdeError": "system.base",
+    "NonFiniteError": "errors",
+    "PeerError": "errors",
+    "PfdeError": "errors",
+    "ReplayError": "errors",
+    "SnapshotError": "errors",
     "Solution": "solving",
     "StoreAll": "schedules",
     "fdeint": "solving",
@@ -38,6 +40,8 @@ __all__ = [
     "NonFiniteError",
     "PeerError",
     "PfdeError",
+    "ReplayError",
+    "SnapshotError",
     "Solution",
     "StoreAll",
     "__version__",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ts
+from .errors import PfdeError
 from .gradients import Backprop, Discrete, Store
 from .history import Exact
 from .schedules import StoreAll
@@ -23,7 +24,7 @@ from .sweeps.adjoint import adjoint
 from .sweeps.backprop import backprop
 from .sweeps.discretisation import Discretisation, Grid, Orders
 from .sweeps.trajectory import Trajectory
-from .system.base import PfdeError, System
+from .system.base import System
 from .system.peers import Peers
 from .system.torch_function import StateLayout, TorchFunction
 from .system.torch_system import GraphSystem, TorchSystem

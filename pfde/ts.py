@@ -23,6 +23,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from .errors import PfdeError
 from .gradients import Store
 from .history import Exact
 from .schedules import StoreAll
@@ -32,7 +33,7 @@ from .sweeps.adjoint import adjoint
 from .sweeps.discretisation import Discretisation, Grid, Orders
 from .sweeps.forward import ForwardSweep
 from .sweeps.trajectory import Trajectory
-from .system.base import PfdeError, System
+from .system.base import System
 from .system.peers import Peers
 from .system.petsc_callbacks import CallbackSystem, VecBar
 from .system.torch_function import TorchFunction

@@ -17,22 +17,6 @@ Weight = float | Tensor
 T = TypeVar("T")
 
 
-class PfdeError(RuntimeError):
-    """Base of the errors that arise while solving; mistakes in the arguments are ValueError and TypeError."""
-
-
-class ConvergenceError(PfdeError):
-    """A stage equation or its adjoint did not converge; the message names t, the step and the solver's reason."""
-
-
-class NonFiniteError(PfdeError, FloatingPointError):
-    """f returned NaN or inf; the message names t and the step."""
-
-
-class PeerError(PfdeError):
-    """Another rank of the communicator failed; raised here so that all ranks leave together."""
-
-
 class Linearisation(Protocol):
     """f at one (t, y), with the products of its Jacobians J = df/dy and P = df/dtheta.
 

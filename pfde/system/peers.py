@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from .base import PeerError
+from ..errors import PeerError
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from .base import NonFiniteError
+from ..errors import NonFiniteError
 from .operators import Assembled
 from .peers import Peers
 from .stage_solver import Staged, StageSolver

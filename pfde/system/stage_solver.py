@@ -23,7 +23,8 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from .base import ConvergenceError, Failure, Linearisation, Weight
+from ..errors import ConvergenceError
+from .base import Failure, Linearisation, Weight
 from .peers import Peers
 from .vectors import load, read, write
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import NonFiniteError
+from ..errors import NonFiniteError
 from .peers import Peers
 
 _IN_PLACE = "write y = y + ... instead of y += ... in func"
