@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import ConvergenceError, NonFiniteError, PeerError, PfdeError, ReplayError, SnapshotError
     from .gradients import Backprop, Discrete
-    from .history import Exact
-    from .schedules import StoreAll
+    from .grids import graded
+    from .history import Exact, ShortMemory, SumOfExponentials
+    from .schedules import Online, Revolve, StoreAll
     from .solving import Solution, fdeint, solve
     from .system.peers import raise_together
 
@@ -21,13 +22,18 @@ _HOME = {
     "Discrete": "gradients",
     "Exact": "history",
     "NonFiniteError": "errors",
+    "Online": "schedules",
     "PeerError": "errors",
     "PfdeError": "errors",
     "ReplayError": "errors",
+    "Revolve": "schedules",
+    "ShortMemory": "history",
     "SnapshotError": "errors",
     "Solution": "solving",
+    "SumOfExponentials": "history",
     "StoreAll": "schedules",
     "fdeint": "solving",
+    "graded": "grids",
     "raise_together": "system.peers",
     "solve": "solving",
 }
@@ -38,14 +44,19 @@ __all__ = [
     "Discrete",
     "Exact",
     "NonFiniteError",
+    "Online",
     "PeerError",
     "PfdeError",
     "ReplayError",
+    "Revolve",
+    "ShortMemory",
     "SnapshotError",
     "Solution",
     "StoreAll",
+    "SumOfExponentials",
     "__version__",
     "fdeint",
+    "graded",
     "raise_together",
     "solve",
 ]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from .history import Exact, ShortMemory, SumOfExponentials
 from .schemes import METHODS, Scheme
 from .schemes.base import check_order
-from .sweeps.discretisation import Grid
+from .sweeps.grid import Grid
 from .system.torch_function import StateLayout, describe
 
 
@@ -84,8 +85,8 @@ def check_times(t: Any) -> list[float]:
     return times
 
 
-def check_grid(times: list[float], step_size: float | None) -> tuple[Grid, tuple[int, ...]]:
-    """The uniform grid, and the step numbers of the times."""
+def check_grid(times: list[float], step_size: float | None, scheme: Scheme) -> tuple[Grid, tuple[int, ...]]:
+    """The grid, and the step numbers of the times. Without step_size the times are the grid, uniform or not."""
     t0, t1 = times[0], times[-1]
     if step_size is None:
         steps = len(times) - 1
@@ -102,10 +103,7 @@ def check_grid(times: list[float], step_size: float | None) -> tuple[Grid, tuple
         n = (time - t0) / h
         if abs(n - round(n)) > min(0.1, slack) or (step_size is None and round(n) != i):
             if step_size is None:
-                raise ValueError(
-                    f"t must be uniformly spaced when it is the grid: t[{i}]={time:g} is not t[0] + {i} h with "
-                    f"h={h:g}; give step_size"
-                )
+                return _nonuniform(times, i, scheme), tuple(range(len(times)))
             raise ValueError(
                 f"every t[i] - t[0] must be a whole number of steps: got t[{i}] - t[0] = {time - t0:g} with "
                 f"step_size={h:g}, {n:g} steps; choose a step_size that divides it"
@@ -114,6 +112,19 @@ def check_grid(times: list[float], step_size: float | None) -> tuple[Grid, tuple
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"step_size={h:g} is larger than the smallest distance between times in t; reduce it")
     return Grid(t0, (t1 - t0) / steps, steps, t1), tuple(outputs)
+
+
+def _nonuniform(times: list[float], i: int, scheme: Scheme) -> Grid:
+    """The times themselves as the grid; t[i] is the first that is not where a uniform grid would have it."""
+    steps = len(times) - 1
+    if not scheme.rules:
+        h = (times[-1] - times[0]) / steps
+        able = ", ".join(name for name, other in METHODS.items() if other.rules)
+        raise ValueError(
+            f"t must be uniformly spaced for method {scheme.name!r} when it is the grid: t[{i}]={times[i]:g} is not "
+            f"t[0] + {i} h with h={h:g}; give step_size, or use one of the methods {able}, which take any grid"
+        )
+    return Grid(times[0], (times[-1] - times[0]) / steps, steps, times[-1], tuple(times))
 
 
 def _number(name: str, value: Any) -> float:
@@ -168,6 +179,18 @@ def check_kind(name: str, value: Any, kinds: tuple[type, ...], default: Any) -> 
         allowed = " or ".join(f"pfde.{kind.__name__}()" for kind in kinds)
         raise TypeError(f"{name} must be {allowed}: got {value!r}")
     return value
+
+
+def check_history(history: Any, default: Any, grid: Grid) -> Any:
+    """The history, and that it can be had on this grid."""
+    history = check_kind("history", history, (Exact, SumOfExponentials, ShortMemory), default)
+    if isinstance(history, ShortMemory) and grid.points is not None:
+        raise ValueError(
+            f"history={history} needs a uniform grid: give step_size, or use SumOfExponentials() or Exact()"
+        )
+    if isinstance(history, Exact) and history.algorithm is not None and grid.points is not None:
+        raise ValueError(f"history={history} needs a uniform grid: leave algorithm out on a nonuniform one")
+    return history
 
 
 def check_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The bridge to torch.autograd: one Function whose forward is a TS solve and whose backward is the adjoint sweep.
 
-    forward:  (alpha, y0, theta) -> y at the output steps     TS.solve -> forward sweep -> trajectory
-    backward: y_bar -> (alpha_bar, y0_bar, theta_bar)         adjoint sweep over the trajectory
+    forward:  (alpha, y0, theta) -> y at the output steps     TS.solve -> forward sweep -> trajectory, snapshots
+    backward: y_bar -> (alpha_bar, y0_bar, theta_bar)         adjoint sweep, with what the schedule computes again
 
-The trajectory belongs to the graph node of one solve: two pending solves share nothing. A backward pass spends it; a
+The run belongs to the graph node of one solve: two pending solves share nothing. A backward pass spends it; a
 second one (retain_graph=True) computes it anew, by the same steps, so that its gradient is bitwise the same.
 """
 
@@ -23,9 +23,9 @@ class FractionalSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, alpha: Tensor, y0: Tensor, *parameters: Tensor) -> Tensor:
-        """Solve, and keep the trajectory."""
+        """Solve, and keep what the backward pass needs."""
         assert isinstance(problem.gradient, Discrete)
-        y, ctx.trajectory, ctx.system = problem.integrate(alpha, y0, problem.gradient.store)
+        y, ctx.run, ctx.system = problem.integrate(alpha, y0, problem.gradient)
         ctx.problem = problem
         ctx.save_for_backward(alpha, y0, *parameters, *problem.frozen)  # torch refuses if one is changed in place
         kind = y0.device.type
@@ -40,9 +40,7 @@ class FractionalSolve(torch.autograd.Function):
         problem: Problem = ctx.problem
         alpha = problem.peers.call(_saved_alpha, ctx)
         with ctx.autocast:  # f is evaluated as in the forward pass
-            alpha_bar, y0_bar, theta_bar = problem.reverse(
-                ctx.trajectory, ctx.system, y_bar, alpha=ctx.needs_input_grad[1]
-            )
+            alpha_bar, y0_bar, theta_bar = problem.reverse(ctx.run, ctx.system, y_bar, alpha=ctx.needs_input_grad[1])
         if alpha_bar is not None:
             alpha_bar = alpha_bar.to(alpha).reshape(alpha.shape)
         return None, alpha_bar, y0_bar, *theta_bar

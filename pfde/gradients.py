@@ -7,9 +7,9 @@ oracle and the baseline that its time and memory are measured against.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from .schedules import StoreAll
+from .schedules import Schedule, StoreAll, adopt
 
 Store = Literal["state", "stages", "graph"]
 
@@ -20,21 +20,26 @@ class Discrete:
 
     Parameters
     ----------
-    schedule : when states are kept and when computed again; None is `StoreAll()`
+    schedule : when states are kept and when computed again: `StoreAll()` (None), `Revolve(...)`, `Online(...)`, or a
+        schedule of the library checkpoint_schedules that has not been used. The gradient is bitwise the same with all
     store : what is kept beside the history's buffer. "state": nothing, f is evaluated again in the backward pass (two
         N x d buffers for the integral-form methods, one for the derivative-form ones). "stages": also the predictors of
         `pece` (a third), otherwise built again from the history. "graph": the graph of f at every step, as autograd
         would: the most memory, one evaluation of f less a step.
     """
 
-    schedule: StoreAll | None = None
+    schedule: Any = None
     store: Store = "state"
 
     def __post_init__(self) -> None:
         if self.store not in get_args(Store):
             raise ValueError(f"store must be one of {', '.join(get_args(Store))}: got {self.store!r}")
-        if self.schedule is not None and not isinstance(self.schedule, StoreAll):
-            raise TypeError(f"schedule must be a pfde schedule such as StoreAll(): got {type(self.schedule).__name__}")
+        _ = self.plan  # raises for what is no schedule
+
+    @property
+    def plan(self) -> Schedule:
+        """The schedule, as one of ours."""
+        return StoreAll() if self.schedule is None else adopt(self.schedule)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ alpha and the parameters belong to autograd and are passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 from . import ts
 from .errors import PfdeError
-from .gradients import Backprop, Discrete, Store
-from .history import Exact
+from .gradients import Backprop, Discrete
+from .history import Bounded, Exact
 from .schedules import StoreAll
 from .schemes import Scheme
-from .sweeps.adjoint import adjoint
 from .sweeps.backprop import backprop
-from .sweeps.discretisation import Discretisation, Grid, Orders
-from .sweeps.trajectory import Trajectory
+from .sweeps.checkpoints import CheckpointedSweep
+from .sweeps.discretisation import Discretisation
+from .sweeps.grid import Grid, Orders
 from .system.base import System
 from .system.peers import Peers
+from .system.random import Draws, generator_states, preserved
 from .system.torch_function import StateLayout, TorchFunction
 from .system.torch_system import GraphSystem, TorchSystem
 
@@ -64,12 +65,13 @@ class Problem:
     outputs : the step numbers of the requested times, increasing, the first one 0
     group : (d,) index of each component's order, or None when all share one
     parameters : what func uses and what requires a gradient
+    draws : whether func draws random numbers
     """
 
     scheme: Scheme
     grid: Grid
     outputs: tuple[int, ...]
-    history: Exact
+    history: Exact | Bounded
     gradient: Discrete | Backprop
     group: Tensor | None
     layout: StateLayout
@@ -78,6 +80,7 @@ class Problem:
     peers: Peers
     options_prefix: str
     stats: Stats
+    draws: bool = False
 
     @property
     def frozen(self) -> tuple[Tensor, ...]:
@@ -96,13 +99,21 @@ class Problem:
 
     def function(self, y0: Tensor) -> TorchFunction:
         """f, checked and counted."""
+        draws = Draws(y0.device) if self.draws else None
         times = self.grid.times()
-        return TorchFunction(self.func, self.layout, self.parameters, y0.dtype, y0.device, times, self.peers)
+        return TorchFunction(self.func, self.layout, self.parameters, y0.dtype, y0.device, times, self.peers, draws)
 
-    def integrate(self, alpha: Tensor, y0: Tensor, store: Store | None) -> tuple[Tensor, Trajectory, TorchSystem]:
+    def discretisation(self, alpha: Tensor, y0: Tensor) -> Discretisation:
+        """The scheme on its grid for this order, with the history for this state."""
+        where = self.scheme, self.grid, self.orders(alpha.detach()), self.history
+        return Discretisation(*where, y0.numel(), y0.dtype, y0.device)
+
+    def integrate(
+        self, alpha: Tensor, y0: Tensor, gradient: Discrete | None
+    ) -> tuple[Tensor, CheckpointedSweep, TorchSystem]:
         """The forward pass in a TS; y at the outputs, (len(outputs), d). Collective."""
         function = self.function(y0)
-        generators = _generator_states(y0)
+        generators = generator_states(y0.device)
         y = y0.new_empty(len(self.outputs), y0.numel())
         row = {n: i for i, n in enumerate(self.outputs)}
 
@@ -111,52 +122,62 @@ class Problem:
                 y[row[n]].copy_(y_n)
 
         on_step(0, y0)
-        trajectory, system = ts.integrate(
-            Discretisation(self.scheme, self.grid, self.orders(alpha.detach()), self.history, y0.dtype, y0.device),
-            y0,
-            store,
-            function,
-            on_step,
-            options_prefix=self.options_prefix,
-        )
-        if not all(map(torch.equal, generators, _generator_states(y0))):
-            function.generators = generators
-        self.peers.agree(_random_error(store) if function.generators else None)
+        discretisation = self.peers.call(self._prepared, alpha, y0)
+        run, system = ts.integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.options_prefix)
+        drew = not all(map(torch.equal, generators, generator_states(y0.device)))
+        self.peers.agree(_random_error(gradient) if drew and not self.draws else None)
         function.trusted = True
         self.stats.steps = self.grid.steps
         self.stats.nfe_forward += function.evaluations
+        self.stats.history_error = discretisation.operator.error
+        self._count_snapshots(run)
         self._count_iterations(system)
-        return y, trajectory, system
+        return y, run, system
+
+    def _prepared(self, alpha: Tensor, y0: Tensor) -> Discretisation:
+        """The discretisation with its history, which may be found to be impossible."""
+        discretisation = self.discretisation(alpha, y0)
+        _ = discretisation.operator
+        return discretisation
 
     def backprop(self, alpha: Tensor, y0: Tensor) -> Tensor:
         """The same steps on autograd's graph; y at the outputs, (len(outputs), d). Collective."""
         function = self.function(y0)
         system = ts.bare_system(self.scheme, function, options_prefix=self.options_prefix)
-        y = backprop(self.scheme, self.grid, self.orders(alpha), cast(System, GraphSystem(system)), y0, self.outputs)
+        discretisation = self.peers.call(self._prepared, alpha, y0)
+        order = alpha.double().cpu().reshape(-1)
+        y = backprop(discretisation, order, cast(System, GraphSystem(system)), y0, self.outputs)
         self.stats.steps = self.grid.steps
         self.stats.nfe_forward += function.evaluations
+        self.stats.history_error = discretisation.operator.error
         self._count_iterations(system)
         return torch.stack([y[n] for n in self.outputs])
 
     def reverse(
-        self, trajectory: Trajectory, system: TorchSystem, y_bar: Tensor, *, alpha: bool
+        self, run: CheckpointedSweep, system: TorchSystem, y_bar: Tensor, *, alpha: bool
     ) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
         """(alpha_bar (G,), y0_bar (d,), theta_bar) from the cotangents of the outputs, (len(outputs), d)."""
         function, stats = system.function, self.stats
         function.evaluations = 0
-        if trajectory.spent:
-            with _replay(function.generators, y_bar):
-                trajectory = ts.again(trajectory, system)
-            stats.nfe_recompute += function.evaluations
-            function.evaluations = 0
-        theta_bar = system.parameter_cotangent()
         assert isinstance(self.gradient, Discrete)
-        actions = (self.gradient.schedule or StoreAll()).backward(self.grid.steps)
-        cotangents = {n: y_bar[i] for i, n in enumerate(self.outputs)}
-        bars = adjoint(trajectory, system, cotangents, theta_bar, actions, alpha=alpha)
-        stats.nfe_backward += function.evaluations
+        with preserved(y_bar.device) if self.draws else nullcontext():
+            if run.trajectory.spent:
+                run = ts.again(run, system, self.gradient.plan, self.peers)
+                stats.nfe_recompute += function.evaluations
+                function.evaluations = 0
+            theta_bar = system.parameter_cotangent()
+            cotangents = {n: y_bar[i] for i, n in enumerate(self.outputs)}
+            bars = run.reverse(cotangents, theta_bar, alpha=alpha)
+        stats.nfe_recompute += run.recomputed
+        stats.nfe_backward += function.evaluations - run.recomputed
+        self._count_snapshots(run)
         self._count_iterations(system)
         return bars.alpha, bars.y0, theta_bar.bars
+
+    def _count_snapshots(self, run: CheckpointedSweep) -> None:
+        if run.snapshots is not None:
+            self.stats.snapshots_peak = max(self.stats.snapshots_peak, run.snapshots.snapshots_peak)
+            self.stats.snapshot_bytes_peak = max(self.stats.snapshot_bytes_peak, run.snapshots.bytes_peak)
 
     def _count_iterations(self, system: TorchSystem) -> None:
         if system.stages is not None:
@@ -165,30 +186,11 @@ class Problem:
             self.stats.linear_iterations += linear
 
 
-def _generator_states(y0: Tensor) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if y0.is_cuda:
-        states.append(torch.cuda.get_rng_state(y0.device))
-    return states
-
-
-def _random_error(store: Store | None) -> PfdeError | None:
-    if store not in ("state", "stages"):
+def _random_error(gradient: Discrete | None) -> PfdeError | None:
+    if gradient is None or (gradient.store == "graph" and isinstance(gradient.plan, StoreAll)):
         return None
     return PfdeError(
-        "func drew random numbers (dropout?): the backward pass would evaluate it again with others; use "
-        "gradient=pfde.Discrete(store='graph') or pfde.Backprop(), or draw the numbers outside func"
+        "func drew random numbers at some step, but none when it was first evaluated, at t[0]: the backward pass would "
+        "evaluate it again with others; draw at every step, use gradient=pfde.Discrete(store='graph') or "
+        "pfde.Backprop(), or draw the numbers outside func"
     )
-
-
-@contextmanager
-def _replay(generators: list[Tensor] | None, like: Tensor) -> Iterator[None]:
-    """Let func draw the random numbers of the forward pass once more, where it drew any."""
-    if generators is None:
-        yield
-        return
-    with torch.random.fork_rng([like.device] if like.is_cuda else []):
-        torch.set_rng_state(generators[0])
-        if like.is_cuda:
-            torch.cuda.set_rng_state(generators[1], like.device)
-        yield

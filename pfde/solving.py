@@ -6,7 +6,7 @@ D^alpha y(t) = f(t, y(t), theta),   y(t_0) = y_0,   0 < alpha <= 1   (Caputo; al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from . import ts
 from .arguments import (
     check_alpha,
     check_grid,
+    check_history,
     check_kind,
     check_method,
     check_options,
@@ -28,9 +29,10 @@ from .arguments import (
 )
 from .autograd import FractionalSolve
 from .gradients import Backprop, Discrete
-from .history import Exact
+from .history import Bounded, Exact
 from .problem import Problem, Stats
 from .system.peers import Peers
+from .system.random import generator_states, preserved
 from .system.torch_function import require_reached
 
 
@@ -61,7 +63,7 @@ def fdeint(
     method: str = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | Backprop | None = None,
-    history: Exact | None = None,
+    history: Exact | Bounded | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     options_prefix: str = "",
@@ -130,7 +132,7 @@ def solve(
     method: str = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | Backprop | None = None,
-    history: Exact | None = None,
+    history: Exact | Bounded | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     options_prefix: str = "",
@@ -147,11 +149,11 @@ def solve(
         scheme = check_method(method)
         layout, flat = check_state(y0)
         times = check_times(t)
-        grid, outputs = check_grid(times, step_size)
+        grid, outputs = check_grid(times, step_size, scheme)
         order, group = check_alpha(alpha, layout, flat.device)
         parameters = check_parameters(func, params)
         how = check_kind("gradient", gradient, (Discrete, Backprop), Discrete())
-        past = check_kind("history", history, (Exact,), Exact())
+        past = check_history(history, Exact(), grid)
         stats = Stats(scheme.name)
         prefix = check_prefix(options_prefix)
         problem = Problem(scheme, grid, outputs, past, how, group, layout, func, parameters, peers, prefix, stats)
@@ -182,8 +184,8 @@ def solve(
 
 def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, needed: bool) -> Tensor:
     """y at the output steps, (T, d), with whatever graph is called for."""
-    if torch.is_grad_enabled():
-        problem.peers.call(_check_closures, problem, y0)
+    if torch.is_grad_enabled() and problem.peers.call(_first_look, problem, y0):
+        problem = replace(problem, draws=True)
     if not needed:
         with torch.inference_mode(False), torch.no_grad():  # Newton's method needs graphs of its own
             alpha, y0 = (x.clone() if x.is_inference() else x for x in (alpha, y0))
@@ -193,14 +195,18 @@ def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, needed: bool) -
     return FractionalSolve.apply(problem, alpha, y0, *problem.parameters)
 
 
-def _check_closures(problem: Problem, y0: Tensor) -> None:
-    """Raise ValueError when func's graph reaches a tensor that requires grad and is no parameter of the problem.
+def _first_look(problem: Problem, y0: Tensor) -> bool:
+    """Evaluate func once, with graph, at t0; return whether it drew random numbers (which are drawn again later).
 
-    Its gradient would silently be None. One evaluation of func with graph, at t0.
+    Raises ValueError when its graph reaches a tensor that requires grad and is no parameter of the problem: that
+    tensor's gradient would silently be None.
     """
     function = problem.function(y0)
     y = y0.detach().requires_grad_()
-    with torch.enable_grad():
+    before = generator_states(y0.device)
+    with torch.enable_grad(), preserved(y0.device):
         value = function.on_graph(0, problem.grid.t0, y)
+        drew = not all(map(torch.equal, before, generator_states(y0.device)))
     problem.stats.nfe_forward += 1
     require_reached(value, (y, *problem.parameters))
+    return drew

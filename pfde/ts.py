@@ -24,14 +24,14 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from .errors import PfdeError
-from .gradients import Store
+from .gradients import Discrete
 from .history import Exact
-from .schedules import StoreAll
+from .schedules import Schedule, StoreAll
 from .schemes import METHODS, Scheme
 from .schemes.base import check_order
-from .sweeps.adjoint import adjoint
-from .sweeps.discretisation import Discretisation, Grid, Orders
-from .sweeps.forward import ForwardSweep
+from .sweeps.checkpoints import CheckpointedSweep
+from .sweeps.discretisation import Discretisation
+from .sweeps.grid import Grid, Orders
 from .sweeps.trajectory import Trajectory
 from .system.base import System
 from .system.peers import Peers
@@ -51,7 +51,7 @@ class FractionalTS:
 
     def __init__(self, alpha: float = 1.0, method: str = "trapezoid") -> None:
         self.alpha, self.method = alpha, method
-        self.sweep: ForwardSweep | None = None
+        self.run: CheckpointedSweep | None = None
         self.system: Any = None
         self.error: BaseException | None = None
         self.on_step: Callable[[int, Tensor], None] | None = None
@@ -59,10 +59,10 @@ class FractionalTS:
         self._owned = False  # whether `integrate` set the sweep
 
     @classmethod
-    def of(cls, sweep: ForwardSweep, on_step: Callable[[int, Tensor], None]) -> FractionalTS:
+    def of(cls, run: CheckpointedSweep, on_step: Callable[[int, Tensor], None]) -> FractionalTS:
         """The context that advances a sweep which already exists; `on_step(n, y_n)` sees every step."""
-        context = cls(method=sweep.trajectory.discretisation.scheme.name)
-        context.sweep, context.on_step, context._owned = sweep, on_step, True
+        context = cls(method=run.trajectory.discretisation.scheme.name)
+        context.run, context.on_step, context._owned = run, on_step, True
         return context
 
     def create(self, ts: PETSc.TS) -> None:
@@ -93,9 +93,9 @@ class FractionalTS:
         try:
             if not self._owned:
                 self._start_if_new(ts)
-            assert self.sweep is not None
-            n = self.sweep.n + 1
-            y = self.sweep.advance(n).y
+            assert self.run is not None
+            n = self.run.n + 1
+            y = self.run.advance(n).y
             if self.on_step is not None:
                 self.on_step(n, y)
         except BaseException as error:  # PETSc turns it into an error code: `integrate` raises the original
@@ -104,13 +104,13 @@ class FractionalTS:
             raise
         if self.watched:
             write(ts.getSolution(), y)
-        ts.setTime(self.sweep.trajectory.discretisation.grid.time(n))
+        ts.setTime(self.run.trajectory.discretisation.grid.time(n))
 
     def _start_if_new(self, ts: PETSc.TS) -> None:
-        t, sweep = ts.getTime(), self.sweep
-        if sweep is not None and sweep.n < sweep.trajectory.discretisation.grid.steps:
+        t, run = ts.getTime(), self.run
+        if run is not None and run.n < run.steps:
             return
-        if sweep is not None and ts.getStepNumber() > 0:
+        if run is not None and ts.getStepNumber() > 0:
             raise PfdeError(
                 f"the Caputo solve ended at t={t:.6g} and cannot be continued: set the final time before the solve, or "
                 "call ts.setStepNumber(0) and ts.setTime(t0) to start a new one"
@@ -118,8 +118,9 @@ class FractionalTS:
         y0 = load(ts.getSolution(), torch.float64)
         scheme = METHODS[self.method]
         orders = Orders(torch.tensor([self.alpha], dtype=torch.float64), None)
-        discretisation = Discretisation(scheme, grid_of(ts), orders, Exact(), y0.dtype, y0.device)
-        self.sweep = ForwardSweep(Trajectory(discretisation, y0, "state"), self.system)
+        discretisation = Discretisation(scheme, grid_of(ts), orders, Exact(), y0.numel(), y0.dtype, y0.device)
+        peers = Peers(ts.comm.tompi4py())
+        self.run = CheckpointedSweep(Trajectory(discretisation, y0, "state"), self.system, StoreAll(), peers)
 
     def view(self, ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
         """-ts_view."""
@@ -130,7 +131,7 @@ class FractionalTS:
 
     def reset(self, _ts: PETSc.TS) -> None:
         """Forget the solve."""
-        self.sweep = self.system = self.on_step = None
+        self.run = self.system = self.on_step = None
 
 
 def grid_of(ts: PETSc.TS) -> Grid:
@@ -171,8 +172,8 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
         raise TypeError(
             f"adjoint_solve needs a TS of type python with FractionalTS: got {ts.getType()}; use ts.adjointSolve"
         )
-    sweep = context.sweep
-    if sweep is None or sweep.n < sweep.trajectory.discretisation.grid.steps:
+    run = context.run
+    if run is None or run.n < run.steps:
         raise PfdeError("adjoint_solve needs a completed forward solve: call ts.solve(u) to the final time first")
     lambdas, mus = ts.getCostGradients()
     if not lambdas:
@@ -183,42 +184,43 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
         mu = mus[i] if mus else None
         if mu is not None:
             system.use_jacobian_p(jacobian_p, mu)
-        trajectory = sweep.trajectory
-        if trajectory.spent:
-            trajectory = again(trajectory, system)
-        steps = trajectory.discretisation.grid.steps
-        y_bar = {steps: load(lam, torch.float64)}
-        cotangents = adjoint(trajectory, system, y_bar, VecBar(mu), StoreAll().backward(steps), alpha=alpha)
+        if run.trajectory.spent:
+            run = again(run, system, StoreAll(), peers)
+        y_bar = {run.steps: load(lam, torch.float64)}
+        cotangents = run.reverse(y_bar, VecBar(mu), alpha=alpha)
         write(lam, cotangents.y0)
         if cotangents.alpha is not None:
             alpha_bars.append(peers.sum(float(cotangents.alpha[0])))
     return alpha_bars if alpha else None
 
 
-def again(trajectory: Trajectory, system: System) -> Trajectory:
-    """Compute a spent trajectory anew: the same steps without a TS, so without monitors and hooks."""
+def again(run: CheckpointedSweep, system: System, schedule: Schedule, peers: Peers) -> CheckpointedSweep:
+    """Do a spent run anew: the same steps without a TS, so without monitors and hooks."""
     system.silence()
-    fresh = Trajectory(trajectory.discretisation, trajectory.y0, trajectory.store)
-    ForwardSweep(fresh, system).advance(fresh.discretisation.grid.steps)
-    return fresh
+    system.restore_generators(0, run.generators)
+    spent = run.trajectory
+    fresh = Trajectory(spent.discretisation, spent.y0, spent.store)
+    new = CheckpointedSweep(fresh, system, schedule, peers, run.fingerprints)
+    new.advance(new.steps)
+    return new
 
 
 def integrate(
     discretisation: Discretisation,
     y0: Tensor,
-    store: Store | None,
+    gradient: Discrete | None,
     function: TorchFunction,
     on_step: Callable[[int, Tensor], None],
     *,
     options_prefix: str = "",
-) -> tuple[Trajectory, TorchSystem]:
+) -> tuple[CheckpointedSweep, TorchSystem]:
     """The forward pass in a TS of its own; the driver of the torch door.
 
     Parameters
     ----------
     discretisation : the scheme on its grid
     y0 : (d,) the initial state
-    store : what the trajectory keeps; None without gradient
+    gradient : what is kept for the backward pass; None without gradient
     function : f; its peers are the ranks that share the state
     on_step : sees (n, y_n) after every step
     options_prefix : of the TS and its solvers
@@ -231,9 +233,9 @@ def integrate(
     ts = PETSc.TS().create(comm)
     ts.setOptionsPrefix(options_prefix)
     system = TorchSystem(function, ts.getSNES() if discretisation.scheme.implicit else None, vec)
-    trajectory = Trajectory(discretisation, y0, store)
-    sweep = ForwardSweep(trajectory, system)
-    context = FractionalTS.of(sweep, on_step)
+    trajectory = Trajectory(discretisation, y0, None if gradient is None else gradient.store)
+    run = CheckpointedSweep(trajectory, system, None if gradient is None else gradient.plan, function.peers)
+    context = FractionalTS.of(run, on_step)
     # This TS is seen by nobody but its options' monitors: without such an option its Vec need not follow.
     context.watched = any(name.startswith(f"{options_prefix}ts_") for name in PETSc.Options().getAll())
     ts.setType(PETSc.TS.Type.PYTHON)
@@ -260,9 +262,9 @@ def integrate(
             raise error
     finally:
         del error
-    if sweep.n < grid.steps:
-        raise PfdeError(f"the TS stopped after step {sweep.n} of {grid.steps}: a hook of its options ended it")
-    return trajectory, system
+    if run.n < grid.steps:
+        raise PfdeError(f"the TS stopped after step {run.n} of {grid.steps}: a hook of its options ended it")
+    return run, system
 
 
 _BAD_OPTION = (60, 62, 63, 86)  # PETSC_ERR_ARG_SIZ, _WRONG, _OUTOFRANGE, PETSC_ERR_UNKNOWN_TYPE

@@ -15,6 +15,8 @@ every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.re
 FLOOR = {
     "errors": -1,
     "special": 0,
+    "intervals": 0.5,
+    "grids": 0,
     "schedules": 0,
     "history": 0,
     "system": 0,
@@ -33,7 +35,11 @@ FLOOR = {
 # Narrower than the floors: what a scheme may know of the system, and what the foundations may know at all.
 ONLY = {"schemes": {"system.base", "special"}, "gradients": {"schedules"}}
 # Folders whose files are alternatives to each other: each sees what all share, its base first, and none its neighbours.
-FAMILIES = {"schemes": ["base"], "history": ["base", "skeleton"], "schedules": ["base"]}
+FAMILIES = {
+    "schemes": ["base"],
+    "history": ["base", "skeleton", "nodes", "bounded"],
+    "schedules": ["base", "storage"],
+}
 
 
 def module_of(path):

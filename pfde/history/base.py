@@ -1,6 +1,6 @@
 """The interface of a history: a strictly causal convolution read online, one row per step, in either direction.
 
-A scheme with N steps and state in R^d owns I buffers X^i of shape (N, d), step n living in row n - 1, and a kernel
+A scheme with N steps and state in R^d has I inputs X^i of shape (N, d), step n in row n - 1, and a kernel
 kappa[o, i, k] for the lags k = 1..N.  Its history is, with O outputs,
 
     forward   (C X)_n^o   = sum_i sum_{j<n} kappa[o, i, n-j] X^i_j,    read in the order n = 1, 2, ..., N,
@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
 
 class Convolution(ABC):
-    """One pass of a history over buffers that the caller owns, fills between reads, and may alias elsewhere.
+    """One pass of a history: every step is read, then its rows are pushed.
 
-    A convolution never writes to the buffers and never copies them as a whole.  Rows not yet passed may hold anything
-    (NaN, or live data of another part of the sweep): they are not touched.
+    `exact` keeps the rows in buffers that the caller owns and may alias elsewhere, `bounded` in a ring and modes of its
+    own. Rows not yet passed may hold anything (NaN, or live data of another part of the sweep): they are not touched.
     """
 
     @abstractmethod
@@ -34,18 +35,8 @@ class Convolution(ABC):
         """
 
     @abstractmethod
-    def rows(self, n0: int, n1: int) -> tuple[torch.Tensor, ...]:
-        """c_n0, ..., c_{n1-1} of a forward history as one (n1 - n0, d) tensor per output, in any order of calls.
-
-        Needs the rows of the steps before n1 - 1, leaves the position of `read` alone, and equals what `read`
-        returned bit for bit. Views valid until the next call. Blocks aligned to `block` (steps 1 + k block, ...) are
-        the cheapest to ask for.
-        """
-
-    @property
-    @abstractmethod
-    def block(self) -> int:
-        """Steps that share one pass over the whole history (1 when every step makes its own)."""
+    def push(self, n: int, values: Sequence[torch.Tensor]) -> None:
+        """Row n of every input, (d,) each, is now final: to be called after step n was read, and before the next."""
 
     @property
     @abstractmethod
@@ -54,6 +45,52 @@ class Convolution(ABC):
 
         What BLAS and FFT libraries allocate inside is not in it; resident memory can exceed it by some megabytes.
         """
+
+
+class Compression(Protocol):
+    """A linear map from the kernels of a uniform grid, (C, N+1, G) float64, to their recent lags and exponentials.
+
+    window : the lag from which the exponentials exp(-s_q (k - window)) take over; nodes : s, (Q,)
+    """
+
+    window: int
+    nodes: torch.Tensor
+
+    def weights(self, kernel: torch.Tensor) -> torch.Tensor:
+        """W (C, Q, G); differentiable."""
+
+    def lags(self, kernel: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
+        """The compressed kernel at the lags 0..count-1, (C, count, G)."""
+
+    def dense(self, kernel: torch.Tensor) -> torch.Tensor:
+        """The compressed kernel at all lags, (C, N+1, G); differentiable."""
+
+    def start(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The start column, (C, N+1, G)."""
+
+    def error(self, kernel: torch.Tensor, weights: torch.Tensor) -> float:
+        """The largest relative error over all lags. Raises ValueError where it is above what was promised."""
+
+
+class Bounded(ABC):
+    """A history with a bounded state: frozen, hashable."""
+
+    @abstractmethod
+    def compress(self, steps: int, h: float, window: int, exponents: tuple[float, float]) -> Compression:
+        """The compression of kernels over `steps` steps of size h.
+
+        From the lag `window` on they are smooth and decay like k^-beta, with beta somewhere in `exponents`.
+        """
+
+
+class Intervals(Protocol):
+    """The weights of one product-integration rule on a nonuniform grid, as a history sees them."""
+
+    def block(self, alpha: torch.Tensor, n0: int, n1: int, j0: int, j1: int) -> torch.Tensor:
+        """The weights of the columns j0..j1-1 in the rows n0..n1-1, (rows, columns, G), zero unless j < n."""
+
+    def moments(self, s: torch.Tensor, j0: int, j1: int) -> torch.Tensor:
+        """g (Q, j1 - j0): the weight of column j in a row n >= j + 2 is sum_q w_q exp(-s_q (t_n - t_{j+1})) g_qj."""
 
 
 class Toeplitz:

@@ -265,7 +265,17 @@ class ExactConvolution(Convolution):
         n = self._N - self._next if self._reverse else self._next + 1
         return str(n) if 1 <= n <= self._N else "none, all steps are read"
 
+    def push(self, n: int, values: Sequence[torch.Tensor]) -> None:
+        for buffer, x in zip(self._rows, values, strict=True):
+            buffer[n - 1].copy_(x)
+
     def rows(self, n0: int, n1: int) -> tuple[torch.Tensor, ...]:
+        """c_n0, ..., c_{n1-1} of a forward history as one (n1 - n0, d) tensor per output, in any order of calls.
+
+        Needs the rows of the steps before n1 - 1, leaves the position of `read` alone, and equals what `read`
+        returned bit for bit. Views valid until the next call. Blocks aligned to `block` (steps 1 + k block, ...) are
+        the cheapest to ask for.
+        """
         if self._reverse or not 1 <= n0 < n1 <= self._N + 1:
             raise RuntimeError(
                 f"rows(n0, n1) needs a forward history and 1 <= n0 < n1 <= {self._N + 1}: got {n0}, {n1}"
@@ -287,6 +297,7 @@ class ExactConvolution(Convolution):
 
     @property
     def block(self) -> int:
+        """Steps that share one pass over the whole history (1 when every step makes its own)."""
         return self._M
 
     @property

@@ -1,6 +1,23 @@
-"""Checkpoint schedules, in the vocabulary of the library checkpoint_schedules."""
+"""Checkpoint schedules, in the vocabulary of the library checkpoint_schedules, and where their snapshots are kept."""
 
-from .base import Schedule
+from .base import Schedule, Sizes, Stream, forward_steps
+from .foreign import Foreign, adopt
+from .online import Online
+from .revolve import Plan, Revolve
+from .storage import Snapshot, SnapshotStore
 from .store_all import StoreAll
 
-__all__ = ["Schedule", "StoreAll"]
+__all__ = [
+    "Foreign",
+    "Online",
+    "Plan",
+    "Revolve",
+    "Schedule",
+    "Sizes",
+    "Snapshot",
+    "SnapshotStore",
+    "StoreAll",
+    "Stream",
+    "adopt",
+    "forward_steps",
+]

@@ -96,6 +96,8 @@ class Scheme(ABC):
     implicit : whether a step solves an equation
     channels : how many convolutions of X a step needs
     uses_initial_slope : whether F_0 enters (a start column)
+    window : the lag from which the kernel is smooth, a sum of decaying exponentials to rounding
+    rules : the quadrature of each channel on a nonuniform grid (pfde.intervals); () where only uniform grids will do
     order, stability, cost : for the tables of the documentation
     """
 
@@ -104,9 +106,16 @@ class Scheme(ABC):
     implicit: ClassVar[bool]
     channels: ClassVar[int] = 1
     uses_initial_slope: ClassVar[bool]
+    rules: ClassVar[tuple[str, ...]] = ()
+    window: ClassVar[int] = 2
     order: ClassVar[str]
     stability: ClassVar[str]
     cost: ClassVar[str]
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """kappa_k decays like k^-beta, with beta in this range for the orders in (0, 1]."""
+        return (0.0, 1.0) if self.form == "integral" else (1.0, 2.0)
 
     @abstractmethod
     def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:

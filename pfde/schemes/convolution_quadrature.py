@@ -54,6 +54,7 @@ class BackwardDifferentiation2(ImplicitScheme):
     name = "bdf2"
     form = "derivative"
     uses_initial_slope = True
+    window = 32  # the factor 3^-k dies away
     order = "2 (linear f), min(2, 1+2 alpha) (nonlinear f)"
     stability = "A-stable"
     cost = "1 nonlinear solve"

@@ -61,6 +61,7 @@ class Euler(ExplicitScheme):
 
     name = "euler"
     uses_initial_slope = True
+    rules = ("left",)
     order = "1"
     stability = "explicit: |lambda| h^alpha below about 1 to 2"
     cost = "1 f"
@@ -77,6 +78,7 @@ class BackwardEuler(ImplicitScheme):
     name = "beuler"
     form = "integral"
     uses_initial_slope = False
+    rules = ("right",)
     order = "1"
     stability = "A-stable"
     cost = "1 nonlinear solve"
@@ -93,6 +95,7 @@ class Trapezoid(ImplicitScheme):
     name = "trapezoid"
     form = "integral"
     uses_initial_slope = True
+    rules = ("linear",)
     order = "2 (smooth y); 1+alpha at fixed t for y ~ t^alpha"
     stability = "A-stable"
     cost = "1 nonlinear solve"
@@ -112,6 +115,7 @@ class PredictorCorrector(Scheme):
     implicit = False
     channels = 2  # corrector, predictor
     uses_initial_slope = True
+    rules = ("linear", "left")
     order = "min(2, 1+alpha)"
     stability = "explicit: |lambda| h^alpha < Gamma(alpha+2)"
     cost = "2 f"

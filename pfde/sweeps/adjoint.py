@@ -3,7 +3,7 @@
     X_bar_n = sum_{k>n} sum_c kappa^c_{k-n} r_bar^c_k              (the same history, fed with r_bar, backwards)
     r_bar_n = (transpose of step n)(y_bar_n, X_bar_n)              (theta_bar collects its part there)
 
-and at the end, over all rows at once,
+and, summed on the way,
 
     y0_bar    = y_bar_0 + sum_n sum_c r_bar^c_n - (derivative form: sum_n X_bar_n) + J_0^T F0_bar
     F0_bar    = sum_n sum_c sigma^c_n r_bar^c_n
@@ -13,19 +13,19 @@ where Z_n = sum_{k>n} kappa'_{k-n} r_bar_k is the transposed history with the de
 kappa: the derivative in alpha costs a second history and no buffer (a correlation of r_bar with X would need both
 buffers whole). It is reverse-accurate: the gradient of the discrete scheme, to rounding.
 
-r_bar_n overwrites row n of the trajectory's buffers, which is dead once step n is reversed; a spent trajectory has to
-be computed anew for a second backward pass.
+With the exact history r_bar_n overwrites row n of the trajectory's buffers, which is dead once step n is reversed; a
+spent trajectory has to be computed anew for a second backward pass. A bounded history keeps modes of r_bar instead: the
+adjoint of the compressed scheme needs y_n, and never the forward modes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
-from checkpoint_schedules import CheckpointAction, EndReverse, Reverse
 from torch import Tensor
 
+from ..history.exact import ExactConvolution
 from ..schemes.base import StepAdjoint, linearised
 from ..system.base import System, add_scaled
 from ..system.profile import event
@@ -65,11 +65,14 @@ class AdjointSweep:
         self._trajectory, self._system, self._y_bar, self._theta_bar = trajectory, system, y_bar, theta_bar
         self._discretisation: Discretisation = trajectory.discretisation
         self._scheme = self._discretisation.scheme
-        self._rows = trajectory.cotangent_rows()
-        self._history = self._discretisation.adjoint_history(self._rows, alpha=alpha)
-        self._predictors = _Predictors(trajectory) if self._scheme.channels == 2 else None
-        self._y0_bar = trajectory.y0.new_zeros(trajectory.y0.shape)
-        self._alpha_bar = self._y0_bar.clone() if alpha else None
+        self._history = self._discretisation.operator.adjoint(trajectory.cotangent_rows(), alpha=alpha)
+        self._predictors: _Predictors | None = None
+        zero = trajectory.y0.new_zeros(trajectory.y0.shape)
+        self._y0_bar = zero
+        self._slope_bar = None if trajectory.slope is None else zero.clone()
+        self._alpha_bar = zero.clone() if alpha else None
+        # sum_n sigma'_n r_bar_n, to be multiplied by F_0
+        self._slope_dot_bar = zero.clone() if alpha and trajectory.slope is not None else None
         self._events = event("FDEAdjoint"), event("FDEHistory")
 
     def reverse(self, n1: int, n0: int) -> None:
@@ -84,89 +87,72 @@ class AdjointSweep:
     def _step(self, n: int, x_bars: tuple[Tensor, ...]) -> None:
         at = self._discretisation.at(n)
         x_bar = None if at.last else x_bars[0]
-        predictor = None if self._predictors is None else self._predictors.get(n)
-        stage = self._trajectory.stage(n, predictor)
+        stage = self._trajectory.stage(n, self._predictor(n))
         step = self._scheme.step_adjoint(
             self._system, at, stage, self._trajectory.y0, self._y_bar.get(n), x_bar, self._theta_bar
         )
         if self._alpha_bar is not None:
-            self._add_alpha(step, None if at.last else x_bars[1])
+            self._add_alpha(n, step, None if at.last else x_bars[1])
         if x_bar is not None and self._scheme.form == "derivative":
             self._y0_bar.sub_(x_bar)
-        for rows, r_bar in zip(self._rows, step.r_bar, strict=True):
-            rows[n - 1].copy_(r_bar)
+        for c, r_bar in enumerate(step.r_bar):
+            self._y0_bar.add_(r_bar)
+            if self._slope_bar is not None:
+                self._discretisation.weights.add_start(c, n, self._slope_bar, r_bar)
+        self._history.push(n, step.r_bar)
 
-    def _add_alpha(self, step: StepAdjoint, z: Tensor | None) -> None:
+    def _predictor(self, n: int) -> Tensor | None:
+        """p_n of `pece`, where it has to be built again."""
+        if self._scheme.channels == 1 or self._trajectory.has_predictor(n):
+            return None
+        if self._predictors is None:
+            self._predictors = _Predictors(self._trajectory)
+        return self._predictors.get(n)
+
+    def _add_alpha(self, n: int, step: StepAdjoint, z: Tensor | None) -> None:
         assert self._alpha_bar is not None
+        weights_dot = self._discretisation.weights_dot
         if z is not None:
             assert step.x is not None
             self._alpha_bar.addcmul_(z, step.x)
         if step.w_bar is not None:
-            add_scaled(self._alpha_bar, self._discretisation.weights_dot.local, step.w_bar)
+            add_scaled(self._alpha_bar, weights_dot.local(n), step.w_bar)
+        if self._slope_dot_bar is not None:
+            for c, r_bar in enumerate(step.r_bar):
+                weights_dot.add_start(c, n, self._slope_dot_bar, r_bar)
 
     def finish(self) -> Cotangents:
         """The gradient, once all steps are reversed."""
-        trajectory, discretisation = self._trajectory, self._discretisation
-        y0_bar = self._y0_bar
-        for rows in self._rows:
-            y0_bar.add_(rows.sum(0))
+        trajectory, y0_bar = self._trajectory, self._y0_bar
         if 0 in self._y_bar:
             y0_bar.add_(self._y_bar[0])
-        if trajectory.slope is not None:
-            parts = [discretisation.weights.start_transpose(c, rows) for c, rows in enumerate(self._rows)]
-            slope_bar = torch.stack(parts).sum(0)
-            f = linearised(self._system, discretisation.at(0), trajectory.initial_stage())
-            y0_bar.add_(f.vjp(slope_bar, self._theta_bar))
-        alpha_bar = None
-        if self._alpha_bar is not None:
-            if trajectory.slope is not None:
-                for c, rows in enumerate(self._rows):
-                    self._alpha_bar.addcmul_(discretisation.weights_dot.start_transpose(c, rows), trajectory.slope)
-            alpha_bar = discretisation.orders.collect(self._alpha_bar)
-        return Cotangents(y0_bar, alpha_bar)
-
-
-def adjoint(
-    trajectory: Trajectory,
-    system: System,
-    y_bar: Mapping[int, Tensor],
-    theta_bar: Any,
-    actions: Iterable[CheckpointAction],
-    *,
-    alpha: bool,
-) -> Cotangents:
-    """The whole backward pass: execute the actions of a schedule from EndForward on. Releases the trajectory."""
-    sweep = AdjointSweep(trajectory, system, y_bar, theta_bar, alpha=alpha)
-    try:
-        for action in actions:
-            if isinstance(action, EndReverse):
-                break
-            if not isinstance(action, Reverse):
-                raise TypeError(f"the exact history keeps every step: a schedule may only reverse, not {action}")
-            sweep.reverse(action.n1, action.n0)
-        return sweep.finish()
-    finally:
-        trajectory.release()  # its rows are overwritten, after an error half of them
+        if self._slope_bar is not None:
+            f = linearised(self._system, self._discretisation.at(0), trajectory.initial_stage())
+            y0_bar.add_(f.vjp(self._slope_bar, self._theta_bar))
+        if self._alpha_bar is None:
+            return Cotangents(y0_bar, None)
+        if self._slope_dot_bar is not None:
+            assert trajectory.slope is not None
+            self._alpha_bar.addcmul_(self._slope_dot_bar, trajectory.slope)
+        return Cotangents(y0_bar, self._discretisation.orders.collect(self._alpha_bar))
 
 
 class _Predictors:
-    """The predictors p_n of `pece` for n = N..1: stored, or rebuilt block by block from the rows of X before them.
+    """The predictors p_n of `pece` for n = N..1, rebuilt block by block from the rows of X before them.
 
     A block is rebuilt when its last step is reversed: the rows it draws from are earlier ones, not yet overwritten.
     """
 
     def __init__(self, trajectory: Trajectory) -> None:
         self._trajectory = trajectory
-        self._rebuilds = trajectory.predictor_rows is None and trajectory.store != "graph"
-        if self._rebuilds:
-            discretisation = trajectory.discretisation
-            self._history = discretisation.forward_history(trajectory.x_rows, slice(1, 2))
-            self._first = discretisation.grid.steps + 1
+        discretisation = trajectory.discretisation
+        history = discretisation.operator.forward([trajectory.x_rows], slice(1, 2))
+        assert isinstance(history, ExactConvolution)
+        self._history = history
+        self._first = discretisation.grid.steps + 1
 
-    def get(self, n: int) -> Tensor | None:
-        """p_n, or None where the trajectory has it."""
-        if not self._rebuilds:
-            return None
+    def get(self, n: int) -> Tensor:
+        """p_n."""
         if n < self._first:
             self._first = n - (n - 1) % self._history.block
             (self._values,) = self._history.rows(self._first, n + 1)

@@ -1,6 +1,6 @@
 """The forward sweep: step n from the history of the steps before it.
 
-    r_n = y_0 + c_n + sigma_n F_0,    (y_n, X_n) = Phi(t_n, r_n, w),    row n of the buffer = X_n
+    r_n = y_0 + c_n + sigma_n F_0,    (y_n, X_n) = Phi(t_n, r_n, w),    row n of the history = X_n
 
 `ForwardSweep.advance` is the one place where steps are taken: the TS calls it step by step, the backward pass calls
 it, without a TS, to compute again what it no longer has.
@@ -8,8 +8,11 @@ it, without a TS, to compute again what it no longer has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from ..history.bounded import BoundedConvolution
 from ..schemes.base import Stage, with_slope
 from ..system.base import System
 from ..system.profile import event
@@ -23,22 +26,24 @@ class ForwardSweep:
     ----------
     n : the last step taken
     y : y_n
+    witness : sees (n, y_n) after every step
     """
 
     def __init__(self, trajectory: Trajectory, system: System) -> None:
         self.trajectory, self._system = trajectory, system
         self._discretisation = trajectory.discretisation
         self._scheme = self._discretisation.scheme
-        self._keep = trajectory.store == "graph"
-        self._history = self._discretisation.forward_history(trajectory.x_rows)
+        self._graph = trajectory.store == "graph"
+        self._history = self._discretisation.operator.forward([trajectory.x_rows] if trajectory.whole else [])
         self._events = event("FDEForward"), event("FDEHistory")
+        self.witness: Callable[[int, Tensor], None] | None = None
         self.n = 0
         self.y = trajectory.y0
         if self._scheme.uses_initial_slope and trajectory.slope is None:
             trajectory.record_slope(self._initial_slope(system))
 
     def _initial_slope(self, system: System) -> Stage:
-        return with_slope(system, self._discretisation.at(0, keep=self._keep), Stage(self.y))
+        return with_slope(system, self._discretisation.at(0, keep=self._graph), Stage(self.y))
 
     def advance(self, n1: int) -> Stage:
         """Take the steps n+1..n1 and return the last one's stage."""
@@ -55,8 +60,32 @@ class ForwardSweep:
         trajectory, discretisation = self.trajectory, self._discretisation
         weights, y0, slope = discretisation.weights, trajectory.y0, trajectory.slope
         r = tuple(weights.add_start(channel, n, y0 + part, slope) for channel, part in enumerate(c))
-        at = discretisation.at(n, keep=self._keep)
+        at = discretisation.at(n, keep=self._graph and trajectory.keeps(n))
         stage = self._scheme.step(self._system, at, r, y0, self.y)
+        if stage.x is not None:
+            self._history.push(n, (stage.x,))
         trajectory.record(n, stage)
         self.n, self.y = n, stage.y
+        if self.witness is not None:
+            self.witness(n, stage.y)
         return stage
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the largest snapshot; 0 where the history keeps all rows, and a snapshot is an index into them."""
+        if not isinstance(self._history, BoundedConvolution):
+            return 0
+        return self._history.state_bytes + self.y.numel() * self.y.element_size()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What `restore` needs to go on from here: views, valid until the next step."""
+        if not isinstance(self._history, BoundedConvolution):
+            return {}
+        return self._history.state() | {"y": self.y}
+
+    def restore(self, n: int, state: dict[str, Tensor]) -> None:
+        """Go on behind step n, whose snapshot this was."""
+        self.n = n
+        if isinstance(self._history, BoundedConvolution):
+            self._history.restore(n, state)
+            self.y = state["y"].clone()

@@ -39,12 +39,11 @@ def tangent_sweep(
     weights, weights_dot = discretisation.weights, discretisation.weights_dot
     direction = orders.pick(alpha_dot.to(dtype=discretisation.dtype, device=discretisation.device))
     forward = ForwardSweep(trajectory, system)
-    x_dot_rows = torch.zeros_like(trajectory.x_rows)
-    history = discretisation.tangent_history(x_dot_rows, trajectory.x_rows, alpha_dot)
+    rows = [torch.zeros_like(trajectory.x_rows), trajectory.x_rows] if trajectory.whole else []
+    history = discretisation.operator.tangent(rows, alpha_dot)
     slope_dot = None
     if trajectory.slope is not None:
         slope_dot = system.linearise(0, grid.t0, trajectory.y0).jvp(y0_dot, theta_dot)
-    w_dot = weights_dot.local * direction
 
     def r_dot(n: int, channel: int, c_dot: Tensor) -> Tensor:
         r = weights.add_start(channel, n, y0_dot + c_dot, slope_dot)
@@ -56,10 +55,11 @@ def tangent_sweep(
     for n in range(1, grid.steps + 1):
         at, stage = discretisation.at(n), forward.advance(n)
         r_dots = tuple(r_dot(n, channel, c_dot) for channel, c_dot in enumerate(history.read(n)))
-        tangent = StepTangent(r_dots, w_dot, y0_dot, theta_dot)
+        tangent = StepTangent(r_dots, weights_dot.local(n) * direction, y0_dot, theta_dot)
         y_dot, x_dot = discretisation.scheme.step_tangent(system, at, stage, tangent)
         if x_dot is not None:
-            x_dot_rows[n - 1].copy_(x_dot)
+            assert stage.x is not None
+            history.push(n, (x_dot, stage.x))
         if n in wanted:
             found[n] = y_dot
     return {n: y_dot for n, y_dot in found.items() if n in wanted}

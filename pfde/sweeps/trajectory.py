@@ -1,11 +1,17 @@
-"""What one forward solve leaves for its backward pass, and the two buffers that both share.
+"""What a forward solve leaves for its backward pass.
 
-    integral form     X = f:        x_rows (N, d) and y_rows (N, d); `pece` with store="stages" also predictor_rows
+With all rows of the history kept (the exact one), two buffers that both passes share:
+
+    integral form     X = f:        x_rows (N, d) and y_rows (N, d)
     derivative form   X = y - y_0:  x_rows (N, d); y_n = y_0 + X_n
 
 Row n - 1 belongs to step n. The adjoint sweep writes r_bar_n over row n once step n is reversed (for `pece` the
 predictor's over X_n), so it needs no buffer of its own, and the trajectory is spent by it. A solve without gradient
 keeps x_rows alone.
+
+A bounded history keeps its rows itself, and the trajectory is a *leaf*: the states y_n of a stretch of steps, which is
+what the adjoint of these steps needs; `open` names the stretch, all steps or those between two checkpoints.
+Predictors (`pece`) and graphs of f are kept for the steps of the leaf, in either case.
 """
 
 from __future__ import annotations
@@ -32,15 +38,55 @@ class Trajectory:
 
     def __init__(self, discretisation: Discretisation, y0: Tensor, store: Store | None) -> None:
         self.discretisation, self.y0, self.store = discretisation, y0, store
-        scheme, steps = discretisation.scheme, discretisation.grid.steps
+        scheme, steps, operator = discretisation.scheme, discretisation.grid.steps, discretisation.operator
+        self.whole = not operator.bounded
         self.slope: Tensor | None = None  # F_0, where the scheme uses it
-        self.x_rows = _rows(steps, y0)
+        self.x_rows = _rows(steps, y0) if self.whole else y0.new_empty(0)
         differentiable_integral = store is not None and scheme.form == "integral"
-        self.y_rows = _rows(steps, y0) if differentiable_integral else None
-        keeps_predictors = store == "stages" and scheme.channels == 2
-        self.predictor_rows = _rows(steps, y0) if keeps_predictors else None
+        self.y_rows = _rows(steps, y0) if self.whole and differentiable_integral else None
+        self._rereads = operator.rereads
+        self._keeps_predictors = scheme.channels == 2 and store is not None and (store != "state" or not self._rereads)
+        self._leaf: tuple[int, int] = (0, 0)
+        self._predicted: tuple[int, int] = (0, 0)  # the steps whose predictors are kept
+        self._states: Tensor | None = None
+        self._predictors: Tensor | None = None
         self._kept: dict[int, tuple[Linearisation | None, ...]] = {}
         self.spent = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a step of the leaf takes, without graphs."""
+        rows = (not self.whole) + self._keeps_predictors
+        return rows * self.y0.numel() * self.y0.element_size()
+
+    def open(self, first: int, last: int) -> None:
+        """Keep from now on what the adjoint of the steps first+1..last needs, and nothing of others."""
+        if self.store is None:
+            return
+        self._leaf = first, last
+        self._kept = {n: kept for n, kept in self._kept.items() if n == 0 or first < n <= last}
+        if not self.whole:
+            self._states = self._room(self._states, last - first)
+        if self._keeps_predictors:
+            if self.whole and not self._rereads:  # nothing could give them again
+                first, last = 0, self.discretisation.grid.steps
+            self._predicted = first, last
+            self._predictors = self._room(self._predictors, last - first)
+
+    def _room(self, rows: Tensor | None, steps: int) -> Tensor:
+        return rows if rows is not None and len(rows) >= steps else _rows(steps, self.y0)
+
+    def leaf(self) -> dict[str, Tensor]:
+        """The rows of the leaf, as `load` takes them."""
+        steps = self._leaf[1] - self._leaf[0]
+        parts = {"states": self._states, "predictors": None if self.whole else self._predictors}
+        return {name: rows[:steps] for name, rows in parts.items() if rows is not None}
+
+    def load(self, first: int, last: int, rows: dict[str, Tensor]) -> None:
+        """Open this leaf, with rows kept elsewhere."""
+        self.open(first, last)
+        for name, target in self.leaf().items():
+            target.copy_(rows[name])
 
     def record_slope(self, stage: Stage) -> None:
         """Keep F_0, a copy: a function may return y itself."""
@@ -53,30 +99,44 @@ class Trajectory:
         """y_0, with the graph of F_0 where it was kept."""
         return Stage(self.y0, kept=self._kept.pop(0, (None, None)))
 
+    def keeps(self, n: int) -> bool:
+        """Whether step n is in the leaf."""
+        return self._leaf[0] < n <= self._leaf[1]
+
+    def has_predictor(self, n: int) -> bool:
+        """Whether the predictor of step n is kept."""
+        return self._predicted[0] < n <= self._predicted[1]
+
     def record(self, n: int, stage: Stage) -> None:
-        """Keep step n."""
-        if stage.x is not None:
-            self.x_rows[n - 1].copy_(stage.x)
+        """Keep step n (its X is the history's)."""
         if self.y_rows is not None:
             self.y_rows[n - 1].copy_(stage.y)
-        if self.predictor_rows is not None:
+        if self._predictors is not None and self.has_predictor(n):
             assert stage.predictor is not None
-            self.predictor_rows[n - 1].copy_(stage.predictor)
+            self._predictors[n - 1 - self._predicted[0]].copy_(stage.predictor)
+        if not self.keeps(n):
+            return
+        if self._states is not None:
+            self._states[n - 1 - self._leaf[0]].copy_(stage.y)
         if self.store == "graph":
             self._kept[n] = stage.kept
 
     def state(self, n: int) -> Tensor:
-        """y_n; of the integral form a view of its row."""
+        """y_n; a view of its row where there is one."""
+        if self._states is not None:
+            return self._states[n - 1 - self._leaf[0]]
         return self.y0 + self.x_rows[n - 1] if self.y_rows is None else self.y_rows[n - 1]
 
     def stage(self, n: int, predictor: Tensor | None) -> Stage:
         """Step n for its transpose; what was kept of its graphs is handed over."""
-        if self.predictor_rows is not None:
-            predictor = self.predictor_rows[n - 1]
+        if self._predictors is not None and self.has_predictor(n):
+            predictor = self._predictors[n - 1 - self._predicted[0]]
         return Stage(self.state(n), None, predictor, self._kept.pop(n, (None, None)))
 
     def cotangent_rows(self) -> list[Tensor]:
         """The buffers, one for each channel, whose row n the adjoint may overwrite once step n is reversed."""
+        if not self.whole:
+            return []
         if self.y_rows is None:
             return [self.x_rows]
         return [self.y_rows, self.x_rows][: self.discretisation.scheme.channels]
@@ -86,7 +146,7 @@ class Trajectory:
         self.spent = True
         self._kept.clear()
         self.x_rows = self.y0.new_empty(0)
-        self.y_rows = self.predictor_rows = None
+        self.y_rows = self._states = self._predictors = None
 
 
 def _rows(steps: int, y0: Tensor) -> Tensor:

@@ -55,6 +55,19 @@ class System(Protocol):
     def silence(self) -> None:
         """Cancel the monitors of the solvers: what follows is recomputation."""
 
+    def generators(self) -> list[Tensor]:
+        """torch's random states now, if f draws random numbers: what `restore_generators` needs to draw them again."""
+
+    def restore_generators(self, n: int, states: list[Tensor]) -> None:
+        """Let the steps after n draw what they drew when these were the states."""
+
+    def forget(self, n: int) -> None:
+        """The steps up to n, but the first, will not be evaluated again from what is known of them now."""
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of f so far."""
+
     def parameter_cotangent(self) -> Any:
         """A fresh zero cotangent for all parameters; products add to it, one adjoint sweep owns it."""
 

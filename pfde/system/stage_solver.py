@@ -233,6 +233,16 @@ class Staged:
         if self.stages is not None:
             self.stages.silence()
 
+    def generators(self) -> list[Tensor]:
+        """torch's random states now, if f draws random numbers: what `restore_generators` needs to draw them again."""
+        return []
+
+    def restore_generators(self, n: int, states: list[Tensor]) -> None:
+        """Let the steps after n draw what they drew when these were the states."""
+
+    def forget(self, n: int) -> None:
+        """The steps up to n, but the first, will not be evaluated again from what is known of them now."""
+
     def _solver(self) -> StageSolver:
         assert self.stages is not None
         return self.stages

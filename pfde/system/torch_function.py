@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from .peers import Peers
+from .random import Draws
 
 _IN_PLACE = "write y = y + ... instead of y += ... in func"
 
@@ -107,7 +108,8 @@ class TorchFunction:
     layout : of the state
     parameters : tensors that require a gradient and that func uses
     dtype, device : of the state
-    times : t_0, ..., t_N
+    times : t_0, ..., t_N, float64
+    draws : the random states of the steps, where func draws random numbers
     peers : the ranks that share the state; every call is collective over them
     """
 
@@ -118,16 +120,17 @@ class TorchFunction:
         parameters: Sequence[Tensor],
         dtype: torch.dtype,
         device: torch.device,
-        times: Sequence[float],
+        times: Tensor,
         peers: Peers,
+        draws: Draws | None = None,
     ) -> None:
         self.func, self.layout, self.parameters = func, layout, tuple(parameters)
         self.dtype, self.device, self.peers = dtype, device, peers
         self.steps = len(times) - 1
-        self._times = torch.tensor(times, dtype=dtype, device=device)
+        self._times = times.to(dtype=dtype, device=device)
         self.evaluations = 0
         self.trusted = False  # whether all states have been seen by a completed forward pass, f finite at each
-        self.generators: list[Tensor] | None = None  # random states that the forward pass began with, if func drew
+        self.draws = draws
 
     def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) without a graph: the sweeps run with gradients disabled."""
@@ -163,6 +166,8 @@ class TorchFunction:
         return value
 
     def _call(self, n: int, y: Tensor) -> Any:
+        if self.draws is not None:
+            self.draws.enter(n)
         try:
             return self.func(self._times[n], self.layout.unflatten(y))
         except RuntimeError as error:

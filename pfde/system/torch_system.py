@@ -56,6 +56,26 @@ class TorchSystem(Staged):
             operator = MatrixFree(vec, function.dtype, blocks)
             self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers)
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of f so far."""
+        return self.function.evaluations
+
+    def generators(self) -> list[Tensor]:
+        """torch's random states now, where f draws random numbers."""
+        draws = self.function.draws
+        return [] if draws is None else draws.now()
+
+    def restore_generators(self, n: int, states: list[Tensor]) -> None:
+        """Let the steps after n draw what they drew when these were the states."""
+        if self.function.draws is not None:
+            self.function.draws.restart(states)
+
+    def forget(self, n: int) -> None:
+        """Drop the random states of the steps 1..n."""
+        if self.function.draws is not None:
+            self.function.draws.forget(n)
+
     def parameter_cotangent(self) -> ParameterBar:
         """A fresh zero cotangent for the function's parameters."""
         return ParameterBar(len(self.function.parameters))

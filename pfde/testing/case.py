@@ -14,7 +14,8 @@ from ..arguments import check_alpha, check_grid, check_method, check_options, ch
 from ..gradients import Backprop, Discrete
 from ..history import Exact
 from ..solving import fdeint
-from ..sweeps.discretisation import Discretisation, Orders
+from ..sweeps.discretisation import Discretisation
+from ..sweeps.grid import Orders
 from ..sweeps.tangent import tangent_sweep
 from ..sweeps.trajectory import Trajectory
 from ..system.peers import Peers
@@ -46,7 +47,7 @@ class Case:
         self.layout, flat = check_state(y0)
         self.y0 = [part.detach() for part in (y0 if self.layout.is_tuple else (y0,))]
         self.dtype = flat.dtype
-        self.grid, self.outputs = check_grid(check_times(self.t), step_size)
+        self.grid, self.outputs = check_grid(check_times(self.t), step_size, self.scheme)
         order, self.group = check_alpha(alpha, self.layout, flat.device)
         self.alpha = order.detach().double()
         self.parameters = check_parameters(func, params)
@@ -102,7 +103,7 @@ class Case:
         )
         orders = Orders(self.alpha.cpu().reshape(-1), self.group)
         discretisation = Discretisation(
-            self.scheme, self.grid, orders, self.history or Exact(), flat.dtype, flat.device
+            self.scheme, self.grid, orders, self.history or Exact(), flat.numel(), flat.dtype, flat.device
         )
         with torch.no_grad(), ts.solver_options(check_options(self.options), "", peers):
             found = tangent_sweep(

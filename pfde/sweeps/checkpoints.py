@@ -1,0 +1,272 @@
+"""The execution of a checkpoint schedule: a forward sweep that keeps snapshots, and the backward pass that uses them.
+
+A snapshot is what the forward sweep needs to go on from a step: the modes and the recent rows of a bounded history,
+y_n, and torch's random states where f draws numbers. A leaf is what the adjoint needs of a stretch of steps: their
+states (`trajectory`). With the exact history all rows are there anyway: a snapshot is an index, advancing is free, and
+a schedule decides only which predictors and graphs are kept.
+
+Every state that is computed again is compared with the first one, by a fingerprint of its bits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from checkpoint_schedules import CheckpointAction, Copy, EndForward, EndReverse, Forward, Move, Reverse, StorageType
+from torch import Tensor
+
+from ..errors import ReplayError
+from ..schedules import Schedule, Sizes, StoreAll
+from ..schedules.storage import Snapshot, SnapshotStore
+from ..schemes.base import Stage
+from ..system.base import System
+from ..system.peers import Peers
+from .adjoint import AdjointSweep, Cotangents
+from .forward import ForwardSweep
+from .trajectory import Trajectory
+
+
+class Fingerprints:
+    """One number for each state seen in a forward pass: the sum of its bits, as integers.
+
+    every : all steps are kept, 8 bytes each; else the last one only
+    """
+
+    def __init__(self, steps: int, *, every: bool) -> None:
+        self.every, self._steps = every, steps
+        self._values = np.zeros(steps + 1 if every else 1, dtype=np.int64)
+        self._reached = 0
+
+    def see(self, n: int, y: Tensor) -> bool:
+        """Keep the fingerprint of y_n if it is the first; else say whether it is the same."""
+        if not self.every:
+            if n < self._steps:
+                return True
+            at = 0
+        else:
+            at = n
+        value = int(y.view(torch.int32 if y.dtype == torch.float32 else torch.int64).sum())
+        if n > self._reached:
+            self._values[at], self._reached = value, n
+            return True
+        return bool(self._values[at] == value)
+
+
+class CheckpointedSweep:
+    """A forward sweep under a schedule, and the backward pass that goes with it.
+
+    Parameters
+    ----------
+    trajectory : a new one
+    system : f
+    schedule : None for a solve without gradient
+    peers : the ranks that share the state; what happens to a snapshot on one rank is known to all
+    fingerprints : those of an earlier pass over the same steps, for this one to be compared with
+
+    Attributes
+    ----------
+    trajectory, fingerprints
+    generators : torch's random states at the start, where f draws numbers
+    snapshots : the store of this solve, with its peaks
+    recomputed : evaluations of f in steps taken again
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        system: System,
+        schedule: Schedule | None,
+        peers: Peers,
+        fingerprints: Fingerprints | None = None,
+    ) -> None:
+        self.trajectory, self._system, self._peers = trajectory, system, peers
+        self.generators = system.generators()
+        self._sweep = ForwardSweep(trajectory, system)
+        self._steps = trajectory.discretisation.grid.steps
+        self._mismatch: int | None = None
+        self.snapshots: SnapshotStore | None = None
+        self.recomputed, self._silent = 0, False
+        self.fingerprints = fingerprints or Fingerprints(self._steps, every=not isinstance(schedule, StoreAll))
+        self._until = self._steps if schedule is None else 0
+        self._action: Forward | None = None
+        self._pending: dict[str, Tensor] = {}
+        self._scheduled = schedule is not None
+        if schedule is not None:
+            self._sweep.witness = self._witness
+            sizes = Sizes(self._steps, max(1, self._sweep.state_bytes), max(1, trajectory.row_bytes))
+            self._stream = schedule.stream(sizes)
+            if not isinstance(schedule, StoreAll):
+                self.snapshots = peers.call(SnapshotStore, schedule.directory)
+            self._ahead: deque[CheckpointAction] = deque()
+
+    @property
+    def n(self) -> int:
+        """The last step taken."""
+        return self._sweep.n
+
+    @property
+    def steps(self) -> int:
+        """N."""
+        return self._steps
+
+    # -- the forward pass ----------------------------------------------------------------------------------------
+
+    def advance(self, n1: int) -> Stage:
+        """Take the steps n+1..n1 of the first forward pass and return the last one's stage."""
+        sweep = self._sweep
+        while sweep.n < n1:
+            while sweep.n == self._until:
+                self._prepare(self._next())
+            stage = sweep.advance(min(n1, self._until))
+            if self._scheduled and sweep.n == self._until:
+                self._end()
+        if self._scheduled and sweep.n == self._steps:
+            self._stream.finalize(self._steps)
+            action = self._next()
+            assert isinstance(action, EndForward), f"{action} at the end of the forward pass"
+            self._check_replay()
+        return stage
+
+    def _prepare(self, action: CheckpointAction) -> None:
+        """An action of the forward pass: an advance, perhaps over no steps, or a snapshot given up for another."""
+        if isinstance(action, Forward):
+            self._begin(action)
+            if self._until == self._sweep.n:
+                self._end()
+        else:
+            self._load(action)
+
+    def _begin(self, action: Forward) -> None:
+        """Keep what the action asks for at its start, and open the leaf it asks for."""
+        n0, n1 = self._sweep.n, min(action.n1, self._steps)
+        assert action.n0 == n0, f"{action} at step {n0}"
+        state = self._restart_data() if action.write_ics else {}
+        if action.write_adj_deps:
+            self.trajectory.open(n0, n1)
+            self._system.forget(n0)
+        self._action, self._until = action, n1
+        if action.write_ics and not self._stores_leaf(action):
+            numbers: dict[str, int | float] = {"restart": 1}
+            self._put(n0, Snapshot(state, numbers), action.storage)
+        else:
+            self._pending = {name: x.clone() for name, x in state.items()}
+
+    def _end(self) -> None:
+        """Keep the leaf of the action where it is not to be reversed at once."""
+        action, self._action = self._action, None
+        if action is not None and self._stores_leaf(action):
+            numbers: dict[str, int | float] = {"restart": int(action.write_ics), "last": self._sweep.n}
+            leaf = {f"leaf {name}": rows for name, rows in self.trajectory.leaf().items()}
+            self._put(action.n0, Snapshot(self._pending | leaf, numbers), action.storage)
+            self._pending = {}
+
+    @staticmethod
+    def _stores_leaf(action: Forward) -> bool:
+        return bool(action.write_adj_deps) and action.storage in (StorageType.RAM, StorageType.DISK)
+
+    def _restart_data(self) -> dict[str, Tensor]:
+        generators = self._system.generators()
+        return self._sweep.snapshot() | {f"generator {i}": state for i, state in enumerate(generators)}
+
+    def _put(self, n: int, snapshot: Snapshot, storage: StorageType) -> None:
+        if not snapshot.tensors:  # an index into the exact history's rows: nothing to write anywhere
+            storage = StorageType.RAM
+        assert self.snapshots is not None
+        self._peers.call(self.snapshots.put, n, snapshot, storage)
+
+    # -- the backward pass ---------------------------------------------------------------------------------------
+
+    def reverse(self, y_bar: Mapping[int, Tensor], theta_bar: Any, *, alpha: bool) -> Cotangents:
+        """The whole backward pass: execute the schedule from EndForward on. Releases the trajectory."""
+        adjoint = AdjointSweep(self.trajectory, self._system, y_bar, theta_bar, alpha=alpha)
+        try:
+            while not isinstance(action := self._next(), EndReverse):
+                if isinstance(action, Forward):
+                    self._again(action)
+                elif isinstance(action, Reverse):
+                    self._prefetch()
+                    adjoint.reverse(action.n1, action.n0)
+                else:
+                    self._load(action)
+            return adjoint.finish()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give up the trajectory and all snapshots."""
+        self.trajectory.release()  # its rows are overwritten, after an error half of them
+        if self.snapshots is not None:
+            self.snapshots.close()
+
+    def _again(self, action: Forward) -> None:
+        """Take steps once more."""
+        if not self._silent:
+            self._system.silence()
+            self._silent = True
+        self._begin(action)
+        before = self._system.evaluations
+        if self.trajectory.whole:  # nothing to compute: all rows are there
+            self._sweep.n = self._until
+        else:
+            self._sweep.advance(self._until)
+        self.recomputed += self._system.evaluations - before
+        self._end()
+        self._check_replay()
+
+    def _load(self, action: CheckpointAction) -> None:
+        """Copy or Move."""
+        assert isinstance(action, Copy | Move), f"{action} in the backward pass"
+        n, store = action.n, self.snapshots
+        assert store is not None
+        source = action.from_storage if store.holds(n, action.from_storage) else StorageType.RAM  # an index: see _put
+        if action.to_storage == StorageType.WORK:
+            snapshot = self._peers.call(store.get, n, source)
+            self._restore(n, snapshot)
+        elif action.to_storage in (StorageType.RAM, StorageType.DISK) and source == action.from_storage:
+            snapshot = self._peers.call(store.get, n, source)
+            self._put(n, snapshot, action.to_storage)
+        if isinstance(action, Move):
+            self._peers.call(store.discard, n, source)
+
+    def _restore(self, n: int, snapshot: Snapshot) -> None:
+        leaf = {name[5:]: rows for name, rows in snapshot.tensors.items() if name.startswith("leaf ")}
+        if "last" in snapshot.numbers:
+            self.trajectory.load(n, int(snapshot.numbers["last"]), leaf)
+        if snapshot.numbers.get("restart"):
+            generators = [x for name, x in snapshot.tensors.items() if name.startswith("generator ")]
+            self._system.restore_generators(n, generators)
+            self._sweep.restore(n, snapshot.tensors)
+
+    def _next(self) -> CheckpointAction:
+        return self._ahead.popleft() if self._ahead else next(self._stream)
+
+    def _prefetch(self) -> None:
+        """While steps are reversed, the next snapshot may come from the disk."""
+        if self.snapshots is None or not self.snapshots.on_disk:
+            return
+        while not self._ahead or not isinstance(self._ahead[-1], Copy | Move | EndReverse):
+            self._ahead.append(next(self._stream))
+        action = self._ahead[-1]
+        if isinstance(action, Copy | Move) and action.from_storage == StorageType.DISK:
+            self.snapshots.prefetch(action.n)
+
+    # -- the replay ----------------------------------------------------------------------------------------------
+
+    def _witness(self, n: int, y: Tensor) -> None:
+        if not self.fingerprints.see(n, y) and self._mismatch is None:
+            self._mismatch = n
+
+    def _check_replay(self) -> None:
+        error = None
+        if self._mismatch is not None:
+            error = ReplayError(
+                f"step {self._mismatch} of {self._steps}, computed again for the backward pass, is not what it was in "
+                "the forward pass: func must give the same values again; do not change its parameters or buffers "
+                "between forward and backward, keep no state in it from call to call, draw random numbers with torch's "
+                "default generator only, or keep all states with gradient=pfde.Discrete(schedule=pfde.StoreAll())"
+            )
+        self._peers.agree(error)
