@@ -72,8 +72,6 @@ def check_times(t: Any) -> list[float]:
             raise TypeError(f"t must be a one-dimensional tensor of times: got {describe(t)}") from None
     if t.dim() != 1 or len(t) < 2:
         raise ValueError(f"t must be one-dimensional with at least two times: got shape {tuple(t.shape)}")
-    if t.requires_grad:
-        raise ValueError("t requires a gradient, which the methods for fractional orders do not give: pass t.detach()")
     if not t.dtype.is_floating_point:
         raise TypeError(f"t must be floating point: got {t.dtype}; use t.double()")
     times: list[float] = t.double().tolist()
@@ -125,6 +123,17 @@ def _nonuniform(times: list[float], i: int, scheme: Scheme) -> Grid:
             f"t[0] + {i} h with h={h:g}; give step_size, or use one of the methods {able}, which take any grid"
         )
     return Grid(times[0], (times[-1] - times[0]) / steps, steps, times[-1], tuple(times))
+
+
+def check_ends(t: Any, grid: Grid) -> Tensor | None:
+    """t_0 and t_N on t's graph, (2,), where t requires a gradient."""
+    if not isinstance(t, Tensor) or not t.requires_grad:
+        return None
+    if grid.points is not None:
+        raise ValueError(
+            "t requires a gradient, which a nonuniform grid does not have: pass t.detach(), or a uniform grid"
+        )
+    return torch.stack([t[0], t[-1]])
 
 
 def _number(name: str, value: Any) -> float:
@@ -181,9 +190,9 @@ def check_kind(name: str, value: Any, kinds: tuple[type, ...], default: Any) -> 
     return value
 
 
-def check_history(history: Any, default: Any, grid: Grid) -> Any:
-    """The history, and that it can be had on this grid."""
-    history = check_kind("history", history, (Exact, SumOfExponentials, ShortMemory), default)
+def check_history(history: Any, grid: Grid) -> Any:
+    """The history, None for one to be chosen, and that it can be had on this grid."""
+    history = check_kind("history", history, (Exact, SumOfExponentials, ShortMemory), None)
     if isinstance(history, ShortMemory) and grid.points is not None:
         raise ValueError(
             f"history={history} needs a uniform grid: give step_size, or use SumOfExponentials() or Exact()"

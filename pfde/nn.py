@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .arguments import check_method, check_times
 from .gradients import Backprop, Discrete
-from .history import Exact
+from .history import Bounded, Exact
 from .schemes.base import check_order
 from .solving import fdeint
 
@@ -45,7 +45,7 @@ class FDEBlock(nn.Module):
         method: str = "trapezoid",
         step_size: float | None = None,
         gradient: Discrete | Backprop | None = None,
-        history: Exact | None = None,
+        history: Exact | Bounded | None = None,
         params: Sequence[Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
         options_prefix: str = "",

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import ts
 from .arguments import (
     check_alpha,
+    check_ends,
     check_grid,
     check_history,
     check_kind,
@@ -75,13 +76,17 @@ def fdeint(
     ----------
     func : nn.Module or callable, (t, y) -> dy of y's shape and dtype; t is a 0-d tensor of y's dtype
     y0 : tensor, float32 or float64, of any shape; or a tuple of tensors
-    t : (T,) strictly increasing output times; t[0] is the Caputo base point
+    t : (T,) strictly increasing output times; t[0] is the Caputo base point. Where t requires a gradient, the uniform
+        grid moves with its ends: t[0] and t[-1] carry all of it
     alpha : order in (0, 1]: a number, a 0-d tensor, or a tensor that broadcasts to y0 (one order a component); may
         require a gradient
     method : "euler", "pece" (explicit); "beuler", "trapezoid", "gl", "l1", "bdf2" (implicit); see docs/methods.md
-    step_size : uniform step; every t[i] - t[0] must be a whole number of steps. None: t itself is the grid
+    step_size : uniform step; every t[i] - t[0] must be a whole number of steps. None: t itself is the grid, which may
+        be nonuniform (`pfde.graded`) for "euler", "pece", "beuler" and "trapezoid"
     gradient : `pfde.Discrete()` (default) or `pfde.Backprop()`
-    history : `pfde.Exact()` or None
+    history : how the memory term is evaluated: `pfde.Exact()`; `pfde.SumOfExponentials(tolerance)`, O(1) memory and
+        work a step; `pfde.ShortMemory(length)`; None takes the cheaper of the first two, at rounding level
+        (`Solution.stats` says which, and why)
     params : tensors that func uses and that are to get a gradient, beyond those of an nn.Module
     options : PETSc options of this solve, such as {"snes_rtol": 1e-8, "ksp_type": "bcgs"}; and "fde_jacobian", how the
         Newton matrix is treated: "auto", "matrix_free", "dense", or "blocks" (independent systems along dimension 0)
@@ -144,7 +149,7 @@ def solve(
     """
     peers = Peers(comm)
 
-    def prepare() -> tuple[Problem, Tensor, Tensor, dict[str, Any]]:
+    def prepare() -> tuple[Problem, Tensor, Tensor, Tensor | None, dict[str, Any]]:
         check_surroundings()
         scheme = check_method(method)
         layout, flat = check_state(y0)
@@ -153,16 +158,16 @@ def solve(
         order, group = check_alpha(alpha, layout, flat.device)
         parameters = check_parameters(func, params)
         how = check_kind("gradient", gradient, (Discrete, Backprop), Discrete())
-        past = check_history(history, Exact(), grid)
+        past = check_history(history, grid)
         stats = Stats(scheme.name)
         prefix = check_prefix(options_prefix)
         problem = Problem(scheme, grid, outputs, past, how, group, layout, func, parameters, peers, prefix, stats)
         extra = check_options(options)
         check_solver_options(extra, scheme)
-        return problem, order, flat, extra
+        return problem, order, flat, check_ends(t, grid), extra
 
-    problem, order, flat, extra = peers.call(prepare)
-    needed = problem.needs_gradient(order, flat)
+    problem, order, flat, ends, extra = peers.call(prepare)
+    needed = problem.needs_gradient(order, flat, ends)
     peers.same(
         {
             "method": problem.scheme.name,
@@ -178,11 +183,11 @@ def solve(
         }
     )
     with ts.solver_options(extra, options_prefix, peers):
-        y = _differentiable(problem, order, flat, needed)
+        y = _differentiable(problem, order, flat, ends, needed)
     return Solution(t, problem.layout.unflatten(y), problem.stats, "completed")
 
 
-def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, needed: bool) -> Tensor:
+def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Tensor:
     """y at the output steps, (T, d), with whatever graph is called for."""
     if torch.is_grad_enabled() and problem.peers.call(_first_look, problem, y0):
         problem = replace(problem, draws=True)
@@ -191,8 +196,8 @@ def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, needed: bool) -
             alpha, y0 = (x.clone() if x.is_inference() else x for x in (alpha, y0))
             return problem.integrate(alpha, y0, None)[0]
     if isinstance(problem.gradient, Backprop):
-        return problem.backprop(alpha, y0)
-    return FractionalSolve.apply(problem, alpha, y0, *problem.parameters)
+        return problem.backprop(alpha, y0, ends)
+    return FractionalSolve.apply(problem, alpha, y0, ends, *problem.parameters)
 
 
 def _first_look(problem: Problem, y0: Tensor) -> bool:

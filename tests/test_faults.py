@@ -136,16 +136,26 @@ def test_alpha_on_the_boundary_is_differentiable(method: str) -> None:
         (T.clone().requires_grad_(), ValueError, r"t requires a gradient.*pass t.detach\(\)"),
         (None, TypeError, "t must be a one-dimensional tensor of times: got NoneType"),
         ("0..1", TypeError, "t must be a one-dimensional tensor of times: got str"),
-        (
-            torch.tensor([0.0, 0.3, 1.0]),
-            ValueError,
-            r"t must be uniformly spaced when it is the grid: t\[1\]=0.3.*step_",
-        ),
     ],
 )
 def test_times(t: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         pfde.fdeint(decay, start(), t, 0.6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_nonuniform_grid_is_for_product_integration(method: str) -> None:
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    if METHODS[method].rules:
+        pfde.fdeint(decay, start(), t, 0.6, method=method).sum().backward()
+        return
+    message = (
+        rf"t must be uniformly spaced for method '{method}' when it is the grid: t\[1\]=0.3 is not t\[0\] \+ 1 h with "
+        r"h=0.5; give step_size, or use one of the methods euler, pece, beuler, trapezoid"
+    )
+    with pytest.raises(ValueError, match=message):
+        pfde.fdeint(decay, start(), t, 0.6, method=method)
+    pfde.fdeint(decay, start(), t, 0.6, method=method, step_size=0.1).sum().backward()
 
 
 @pytest.mark.parametrize(
@@ -230,7 +240,8 @@ def test_a_state_that_is_not_contiguous_works(method: str) -> None:
         ({"method": None}, ValueError, "method must be one of .*: got None"),
         ({"gradient": "adjoint"}, TypeError, r"gradient must be pfde.Discrete\(\) or pfde.Backprop\(\): got 'adjoint'"),
         ({"gradient": pfde.Discrete}, TypeError, r"gradient must be pfde.Discrete\(\) or pfde.Backprop\(\)"),
-        ({"history": "fft"}, TypeError, r"history must be pfde.Exact\(\): got 'fft'"),
+        ({"history": "fft"}, TypeError, r"history must be pfde.Exact\(\) or pfde.SumOf.* or pfde.Short.*: got 'fft'"),
+        ({"history": pfde.Exact}, TypeError, r"history must be pfde.Exact\(\) or pfde.SumOf.* or pfde.Short.*: got <c"),
         ({"params": start()}, TypeError, r"params must be a sequence of tensors, such as \(a, b\): got a tensor of"),
         ({"params": nn.Linear(1, 1)}, TypeError, r"params must be a sequence of tensors.*: got Linear"),
         ({"params": 3}, TypeError, r"params must be a sequence of tensors.*: got int"),
@@ -269,7 +280,9 @@ def test_options_of_implicit_methods_do_not_apply_to_explicit_ones(name: str) ->
 def test_gradient_settings() -> None:
     with pytest.raises(ValueError, match="store must be one of state, stages, graph: got 'disk'"):
         pfde.Discrete(store="disk")
-    with pytest.raises(TypeError, match=r"schedule must be a pfde schedule such as StoreAll\(\): got str"):
+    with pytest.raises(
+        TypeError, match=r"schedule must be StoreAll\(\), Revolve\(.*Online\(.*: got 'revolve'; make one"
+    ):
         pfde.Discrete(schedule="revolve")
     with pytest.raises(TypeError, match="positional"):
         pfde.Discrete(None)
@@ -807,14 +820,20 @@ class Noisy(nn.Module):
 
 @pytest.mark.parametrize("store", ["state", "stages"])
 @pytest.mark.parametrize("method", ["euler", "pece"])
-def test_random_numbers_are_refused_where_f_is_evaluated_again(method: str, store: str) -> None:
-    f = Noisy()
-    with pytest.raises(pfde.PfdeError, match=r"func drew random numbers \(dropout\?\).*store='graph'.*Backprop"):
-        pfde.fdeint(f, start(), T, 0.6, method=method, gradient=pfde.Discrete(store=store))
+def test_random_numbers_at_some_steps_only_are_refused(method: str, store: str) -> None:
+    """What f draws is kept step by step if it draws at t[0]; else it is seen once the forward pass has ended."""
+    drop, gradient = Noisy(), pfde.Discrete(store=store)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return drop(t, y) if t > 0.5 else -y
+
+    keywords = {"method": method, "gradient": gradient, "params": list(drop.parameters())}
+    with pytest.raises(pfde.PfdeError, match=r"func drew random numbers at some step, .*store='graph'.*Backprop"):
+        pfde.fdeint(f, start(), T, 0.6, **keywords)
     with torch.no_grad():
-        pfde.fdeint(f, start(), T, 0.6, method=method, gradient=pfde.Discrete(store=store))
-    f.eval()
-    pfde.fdeint(f, start(), T, 0.6, method=method, gradient=pfde.Discrete(store=store)).sum().backward()
+        pfde.fdeint(f, start(), T, 0.6, **keywords)
+    drop.eval()
+    pfde.fdeint(f, start(), T, 0.6, **keywords).sum().backward()
 
 
 @pytest.mark.parametrize("method", ["euler", "pece"])

@@ -24,6 +24,7 @@ FLOOR = {
     "schemes": 1,
     "sweeps": 2,
     "ts": 3,
+    "choice": 3,
     "problem": 4,
     "autograd": 5,
     "arguments": 5,

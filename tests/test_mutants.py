@@ -18,7 +18,8 @@ from pfde import testing
 from pfde.schemes.base import ExplicitScheme, ImplicitScheme
 from pfde.schemes.product_integration import PredictorCorrector
 from pfde.sweeps.adjoint import AdjointSweep, _Predictors
-from pfde.sweeps.discretisation import Discretisation, Orders, StepWeights
+from pfde.sweeps.grid import Orders
+from pfde.sweeps.kernels import ExactLags
 
 NOTICED = 1e-6
 
@@ -39,42 +40,56 @@ EVERY = ("euler", "pece", "beuler", "trapezoid", "gl", "l1", "bdf2")
 MUTANTS = {
     # the sweep
     "history one lag late": Mutant(
-        Discretisation, "adjoint_history", "torch.stack(kernels)", "torch.stack(kernels).roll(1, dims=2)", EVERY
+        ExactLags,
+        "convolution",
+        "self._arrange(self._kernel, entries, scale)",
+        "self._arrange(self._kernel, entries, scale).roll(int(reverse), dims=2)",
+        EVERY,
     ),
     "cotangent stored in the row before": Mutant(
-        AdjointSweep, "_step", "rows[n - 1].copy_(r_bar)", "rows[max(n - 2, 0)].copy_(r_bar)", EVERY
+        AdjointSweep,
+        "_step",
+        "self._history.push(n, step.r_bar)",
+        "self._history.push(max(n - 1, 1), step.r_bar)",
+        EVERY,
     ),
     "X_bar of y - y_0 with the wrong sign": Mutant(
         AdjointSweep, "_step", "self._y0_bar.sub_(x_bar)", "self._y0_bar.add_(x_bar)", DERIVATIVE
     ),
     "X_bar of y - y_0 dropped": Mutant(AdjointSweep, "_step", "self._y0_bar.sub_(x_bar)", "pass", DERIVATIVE),
     "sum of r_bar without the predictor's": Mutant(
-        AdjointSweep, "finish", "for rows in self._rows:", "for rows in self._rows[:1]:", ("pece",)
+        AdjointSweep,
+        "_step",
+        "self._y0_bar.add_(r_bar)",
+        "self._y0_bar.add_(r_bar if c == 0 else 0 * r_bar)",
+        ("pece",),
     ),
     "cotangent of the first output dropped": Mutant(
         AdjointSweep, "finish", "y0_bar.add_(self._y_bar[0])", "pass", EVERY
     ),
-    "start column dropped": Mutant(StepWeights, "start_transpose", "sigma[:, 0]", "0 * sigma[:, 0]", WITH_START),
+    "start column dropped": Mutant(AdjointSweep, "_step", "self._discretisation.weights.add_start(", "(", WITH_START),
     "start column one row early": Mutant(
-        StepWeights, "start_transpose", "self.start[channel, 1:]", "self.start[channel, :-1]", WITH_START
+        AdjointSweep, "_step", "add_start(c, n, self._slope_bar", "add_start(c, n - 1, self._slope_bar", WITH_START
+    ),
+    "start column of the corrector for the predictor": Mutant(
+        AdjointSweep, "_step", "add_start(c, n, self._slope_bar", "add_start(0, n, self._slope_bar", ("pece",)
     ),
     "J_0^T F0_bar dropped from y0_bar": Mutant(
         AdjointSweep,
         "finish",
-        "y0_bar.add_(f.vjp(slope_bar, self._theta_bar))",
-        "f.vjp(slope_bar, self._theta_bar)",
+        "y0_bar.add_(f.vjp(self._slope_bar, self._theta_bar))",
+        "f.vjp(self._slope_bar, self._theta_bar)",
         WITH_START,
     ),
     "F0_bar dropped from theta_bar": Mutant(
-        AdjointSweep, "finish", "f.vjp(slope_bar, self._theta_bar)", "f.vjp(slope_bar)", WITH_START
+        AdjointSweep, "finish", "f.vjp(self._slope_bar, self._theta_bar)", "f.vjp(self._slope_bar)", WITH_START
     ),
     # the orders
     "start column dropped from alpha_bar": Mutant(
-        AdjointSweep,
-        "finish",
-        "self._alpha_bar.addcmul_(discretisation.weights_dot.start_transpose(c, rows), trajectory.slope)",
-        "pass",
-        WITH_START,
+        AdjointSweep, "finish", "self._alpha_bar.addcmul_(self._slope_dot_bar, trajectory.slope)", "pass", WITH_START
+    ),
+    "start column's derivative one row early": Mutant(
+        AdjointSweep, "_add_alpha", "add_start(c, n, self", "add_start(c, n - 1, self", ("euler", "pece", "trapezoid")
     ),
     "w_bar dropped from alpha_bar": Mutant(
         AdjointSweep, "_add_alpha", "step.w_bar is not None", "False", ("pece", *IMPLICIT_INTEGRAL, *DERIVATIVE)

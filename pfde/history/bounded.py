@@ -34,7 +34,7 @@ from .base import Convolution
 
 BLOCK = 32  # steps a block: measured optimum of 16, 32, 64 for Q = 20 .. 45 and d = 64 .. 8192
 GROUPED_BLOCK = 8  # with several orders, whose local weights act elementwise
-PUSH_FROM = 2048  # entries of a state from which pushes begin at 16 rows, else at 32
+PUSH_FROM = 2048  # entries of a state from which pushes begin at 8 rows, else at 16
 
 
 class Block(NamedTuple):
@@ -94,7 +94,7 @@ class BoundedConvolution(Convolution):
         self._ring = [like.new_zeros(L + b, d) for _ in range(kernel.inputs)]
         self._modes = [like.new_zeros(kernel.modes, d) for _ in range(kernel.sets)]
         self._W = like.new_empty(b, kernel.outputs, d)
-        self._base = min(b, 16 if d >= PUSH_FROM else 32) if group is None else b
+        self._base = min(b, 8 if d >= PUSH_FROM else 16) if group is None else b
         self._start, self._u = 0, 0  # the block, and the rows it has
         self._entered = False
         self._weights: BlockWeights | None = None

@@ -72,7 +72,7 @@ class ExponentialLags:
         """W (C, Q, G) of a kernel (C, N+1, G); differentiable."""
         if not len(self.nodes):
             return kernel.new_zeros(len(kernel), 0, kernel.shape[2])
-        return torch.stack([self._fit.weights(channel[self._points]) for channel in kernel])
+        return self._fit.weights(kernel[:, self._points])
 
     def lags(self, kernel: Tensor, weights: Tensor, count: int) -> Tensor:
         """The compressed kernel at the lags 0..count-1, (C, count, G); lags beyond N as the exponentials go on."""

@@ -159,11 +159,13 @@ def certificate(kernel: Tensor, n0: int, nodes: Tensor, weights: Tensor) -> floa
     coarse = torch.exp(-nodes * torch.arange(0, blocks * B, B, dtype=nodes.dtype, device=nodes.device)[:, None])
     rows = max(1, _TEMPORARY // B)
     worst = 0.0
+    together = max(1, _TEMPORARY // (min(rows, blocks) * B))  # orders
     for c in range(channels):
-        for g in range(orders):
+        for g in range(0, orders, together):
+            scale = weights[c, :, g : g + together].T.unsqueeze(1)
             for a in range(0, blocks, rows):
-                exact = kernel[c, n0 + a * B : n0 + (a + rows) * B, g].to(nodes.dtype)
-                approximate = ((coarse[a : a + rows] * weights[c, :, g]) @ fine).view(-1)[: len(exact)]
+                exact = kernel[c, n0 + a * B : n0 + (a + rows) * B, g : g + together].to(nodes.dtype).T
+                approximate = ((coarse[a : a + rows] * scale) @ fine).view(len(scale), -1)[:, : exact.shape[1]]
                 worst = max(worst, _largest_relative(approximate, exact))
     return worst
 

@@ -118,8 +118,8 @@ class Scheme(ABC):
         return (0.0, 1.0) if self.form == "integral" else (1.0, 2.0)
 
     @abstractmethod
-    def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:
-        """The weights of `steps` steps of size h for the orders alpha, (G,) float64 in (0, 1]."""
+    def weights(self, alpha: Tensor, h: float | Tensor, steps: int) -> Weights:
+        """The weights of `steps` steps of size h, a number or 0-d float64, for the orders alpha, (G,) in (0, 1]."""
 
     @abstractmethod
     def step(self, system: System, at: StepData, r: tuple[Tensor, ...], y0: Tensor, guess: Tensor) -> Stage:

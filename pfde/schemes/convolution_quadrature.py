@@ -28,11 +28,12 @@ class GruenwaldLetnikov(ImplicitScheme):
     name = "gl"
     form = "derivative"
     uses_initial_slope = False
+    window = 4
     order = "1"
     stability = "A-stable"
     cost = "1 nonlinear solve"
 
-    def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:
+    def weights(self, alpha: Tensor, h: float | Tensor, steps: int) -> Weights:
         """kappa_k = -g_k, w = h^alpha."""
         return Weights(-binomial_coefficients(steps + 1, alpha).unsqueeze(0), None, h**alpha)
 
@@ -54,12 +55,12 @@ class BackwardDifferentiation2(ImplicitScheme):
     name = "bdf2"
     form = "derivative"
     uses_initial_slope = True
-    window = 32  # the factor 3^-k dies away
+    window = 20  # the factor 3^-k has died away
     order = "2 (linear f), min(2, 1+2 alpha) (nonlinear f)"
     stability = "A-stable"
     cost = "1 nonlinear solve"
 
-    def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:
+    def weights(self, alpha: Tensor, h: float | Tensor, steps: int) -> Weights:
         """kappa_k = -omega_k / omega_0, w = h^alpha / omega_0, sigma_1 = w / 2."""
         kernel = -bdf2_coefficients(steps + 1, alpha)
         w = (h / 1.5) ** alpha

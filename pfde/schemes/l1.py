@@ -22,11 +22,12 @@ class L1(ImplicitScheme):
     name = "l1"
     form = "derivative"
     uses_initial_slope = False
+    window = 3
     order = "2 - alpha (smooth y); 1 at fixed t for y ~ t^alpha"
     stability = "A-stable"
     cost = "1 nonlinear solve"
 
-    def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:
+    def weights(self, alpha: Tensor, h: float | Tensor, steps: int) -> Weights:
         """kappa_k = -d_k, w = Gamma(2-alpha) h^alpha."""
         d = second_difference(steps + 1, 1 - alpha)
         return Weights(-d.unsqueeze(0), None, h**alpha / reciprocal_gamma(2 - alpha))

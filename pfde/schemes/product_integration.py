@@ -66,7 +66,7 @@ class Euler(ExplicitScheme):
     stability = "explicit: |lambda| h^alpha below about 1 to 2"
     cost = "1 f"
 
-    def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:
+    def weights(self, alpha: Tensor, h: float | Tensor, steps: int) -> Weights:
         """kappa_k = sigma_k = h^alpha b_{k-1}; nothing local."""
         b = explicit_rectangle(steps, alpha) * h**alpha
         return Weights(b.unsqueeze(0), b.unsqueeze(0), torch.zeros_like(alpha))
@@ -83,7 +83,7 @@ class BackwardEuler(ImplicitScheme):
     stability = "A-stable"
     cost = "1 nonlinear solve"
 
-    def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:
+    def weights(self, alpha: Tensor, h: float | Tensor, steps: int) -> Weights:
         """kappa_k = h^alpha b_k, w = h^alpha b_0."""
         b = rectangle(steps + 1, alpha) * h**alpha
         return Weights(b.unsqueeze(0), None, b[0])
@@ -100,7 +100,7 @@ class Trapezoid(ImplicitScheme):
     stability = "A-stable"
     cost = "1 nonlinear solve"
 
-    def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:
+    def weights(self, alpha: Tensor, h: float | Tensor, steps: int) -> Weights:
         """kappa_k = h^alpha a_k, sigma_n = h^alpha start_n, w = h^alpha a_0."""
         a = trapezoid(steps + 1, alpha) * h**alpha
         start = trapezoid_start(steps + 1, alpha) * h**alpha
@@ -120,7 +120,7 @@ class PredictorCorrector(Scheme):
     stability = "explicit: |lambda| h^alpha < Gamma(alpha+2)"
     cost = "2 f"
 
-    def weights(self, alpha: Tensor, h: float, steps: int) -> Weights:
+    def weights(self, alpha: Tensor, h: float | Tensor, steps: int) -> Weights:
         """The trapezoid's weights, and those of `euler` for the predictor."""
         corrector = Trapezoid().weights(alpha, h, steps)
         b = explicit_rectangle(steps, alpha) * h**alpha

@@ -9,7 +9,11 @@ and, summed on the way,
     F0_bar    = sum_n sum_c sigma^c_n r_bar^c_n
     alpha_bar = sum_n <Z_n, X_n> + w' sum_n <w_bar_n, 1> + sum_n sum_c sigma'^c_n <r_bar^c_n, F_0>
 
-where Z_n = sum_{k>n} kappa'_{k-n} r_bar_k is the transposed history with the derivative kernel kappa' in place of
+    h_bar     = 1/h sum_n sum_i alpha_i (integral form: sum_c r_bar^c_n (y^c_n - y_0), y^c the corrector, the predictor)
+                                        (derivative form: r_bar_n sigma_n F_0 + w w_bar_n)
+
+since every weight but the derivative form's kernel is h^alpha times a number; f's own t comes through theta_bar. Here
+Z_n = sum_{k>n} kappa'_{k-n} r_bar_k is the transposed history with the derivative kernel kappa' in place of
 kappa: the derivative in alpha costs a second history and no buffer (a correlation of r_bar with X would need both
 buffers whole). It is reverse-accurate: the gradient of the discrete scheme, to rounding.
 
@@ -26,7 +30,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..history.exact import ExactConvolution
-from ..schemes.base import StepAdjoint, linearised
+from ..schemes.base import Stage, StepAdjoint, StepData, linearised
 from ..system.base import System, add_scaled
 from ..system.profile import event
 from .discretisation import Discretisation
@@ -34,10 +38,11 @@ from .trajectory import Trajectory
 
 
 class Cotangents(NamedTuple):
-    """The gradient with respect to y_0, (d,), and to the orders, (G,) float64, or None if not asked for."""
+    """The gradient with respect to y_0, (d,), to the orders, (G,) float64, and to h through the weights; or None."""
 
     y0: Tensor
     alpha: Tensor | None
+    h: float | None
 
 
 class AdjointSweep:
@@ -49,7 +54,7 @@ class AdjointSweep:
     system : the one that made it
     y_bar : the cotangents of the outputs, by step (0 is y_0); steps that are no output are absent
     theta_bar : receives the parameters' cotangents
-    alpha : whether the orders' cotangents are wanted
+    alpha, h : whether these cotangents are wanted
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class AdjointSweep:
         theta_bar: Any,
         *,
         alpha: bool,
+        h: bool = False,
     ) -> None:
         assert not trajectory.spent
         self._trajectory, self._system, self._y_bar, self._theta_bar = trajectory, system, y_bar, theta_bar
@@ -71,6 +77,7 @@ class AdjointSweep:
         self._y0_bar = zero
         self._slope_bar = None if trajectory.slope is None else zero.clone()
         self._alpha_bar = zero.clone() if alpha else None
+        self._h_bar = zero.clone() if h else None
         # sum_n sigma'_n r_bar_n, to be multiplied by F_0
         self._slope_dot_bar = zero.clone() if alpha and trajectory.slope is not None else None
         self._events = event("FDEAdjoint"), event("FDEHistory")
@@ -93,6 +100,8 @@ class AdjointSweep:
         )
         if self._alpha_bar is not None:
             self._add_alpha(n, step, None if at.last else x_bars[1])
+        if self._h_bar is not None:
+            self._add_h(at, stage, step)
         if x_bar is not None and self._scheme.form == "derivative":
             self._y0_bar.sub_(x_bar)
         for c, r_bar in enumerate(step.r_bar):
@@ -121,6 +130,25 @@ class AdjointSweep:
             for c, r_bar in enumerate(step.r_bar):
                 weights_dot.add_start(c, n, self._slope_dot_bar, r_bar)
 
+    def _add_h(self, at: StepData, stage: Stage, step: StepAdjoint) -> None:
+        assert self._h_bar is not None
+        if self._scheme.form == "derivative":
+            assert step.w_bar is not None
+            add_scaled(self._h_bar, at.w, step.w_bar)
+            return
+        for r_bar, y in zip(step.r_bar, (stage.y, stage.predictor), strict=False):
+            assert y is not None
+            self._h_bar.addcmul_(r_bar, y - self._trajectory.y0)
+
+    def _finish_h(self) -> float | None:
+        if self._h_bar is None:
+            return None
+        if self._slope_bar is not None and self._scheme.form == "derivative":
+            assert self._trajectory.slope is not None
+            self._h_bar.addcmul_(self._slope_bar, self._trajectory.slope)
+        orders = self._discretisation.orders
+        return float(orders.alpha @ orders.collect(self._h_bar)) / self._discretisation.grid.h
+
     def finish(self) -> Cotangents:
         """The gradient, once all steps are reversed."""
         trajectory, y0_bar = self._trajectory, self._y0_bar
@@ -130,11 +158,12 @@ class AdjointSweep:
             f = linearised(self._system, self._discretisation.at(0), trajectory.initial_stage())
             y0_bar.add_(f.vjp(self._slope_bar, self._theta_bar))
         if self._alpha_bar is None:
-            return Cotangents(y0_bar, None)
+            return Cotangents(y0_bar, None, self._finish_h())
         if self._slope_dot_bar is not None:
             assert trajectory.slope is not None
             self._alpha_bar.addcmul_(self._slope_dot_bar, trajectory.slope)
-        return Cotangents(y0_bar, self._discretisation.orders.collect(self._alpha_bar))
+        alpha_bar = self._discretisation.orders.collect(self._alpha_bar)
+        return Cotangents(y0_bar, alpha_bar, self._finish_h())
 
 
 class _Predictors:

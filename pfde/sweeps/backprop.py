@@ -53,14 +53,19 @@ class _GraphHistory:
 
 
 def backprop(
-    discretisation: Discretisation, alpha: Tensor, system: System, y0: Tensor, outputs: Iterable[int]
+    discretisation: Discretisation,
+    alpha: Tensor,
+    system: System,
+    y0: Tensor,
+    outputs: Iterable[int],
+    h: Tensor | None = None,
 ) -> dict[int, Tensor]:
-    """y_n at the given steps, on the graph of y0, alpha, (G,) float64, and what f uses.
+    """y_n at the given steps, on the graph of y0, alpha, (G,) float64, h, 0-d float64, and what f uses.
 
     `system` evaluates f on the graph (`system.torch_system.GraphSystem`).
     """
     scheme, grid, orders = discretisation.scheme, discretisation.grid, discretisation.orders
-    rows, weights = discretisation.operator.graph(alpha)
+    rows, weights = discretisation.operator.graph(alpha, h)
     local, start = weights.local.to(y0), None if weights.start is None else weights.start.to(y0)
 
     def pick(values: Tensor) -> Tensor:

@@ -34,12 +34,19 @@ class Fingerprints:
     """One number for each state seen in a forward pass: the sum of its bits, as integers.
 
     every : all steps are kept, 8 bytes each; else the last one only
+    mismatch : the first step that was seen again with another state
     """
 
     def __init__(self, steps: int, *, every: bool) -> None:
         self.every, self._steps = every, steps
         self._values = np.zeros(steps + 1 if every else 1, dtype=np.int64)
         self._reached = 0
+        self.mismatch: int | None = None
+
+    def witness(self, n: int, y: Tensor) -> None:
+        """`see`, and note a step that is not the same."""
+        if not self.see(n, y) and self.mismatch is None:
+            self.mismatch = n
 
     def see(self, n: int, y: Tensor) -> bool:
         """Keep the fingerprint of y_n if it is the first; else say whether it is the same."""
@@ -87,16 +94,15 @@ class CheckpointedSweep:
         self.generators = system.generators()
         self._sweep = ForwardSweep(trajectory, system)
         self._steps = trajectory.discretisation.grid.steps
-        self._mismatch: int | None = None
         self.snapshots: SnapshotStore | None = None
-        self.recomputed, self._silent = 0, False
+        self.recomputed, self._silent, self._reversing = 0, False, False
         self.fingerprints = fingerprints or Fingerprints(self._steps, every=not isinstance(schedule, StoreAll))
         self._until = self._steps if schedule is None else 0
         self._action: Forward | None = None
         self._pending: dict[str, Tensor] = {}
         self._scheduled = schedule is not None
         if schedule is not None:
-            self._sweep.witness = self._witness
+            self._sweep.witness = self.fingerprints.witness  # no method of self: a cycle would outlive the solve
             sizes = Sizes(self._steps, max(1, self._sweep.state_bytes), max(1, trajectory.row_bytes))
             self._stream = schedule.stream(sizes)
             if not isinstance(schedule, StoreAll):
@@ -146,14 +152,23 @@ class CheckpointedSweep:
         assert action.n0 == n0, f"{action} at step {n0}"
         state = self._restart_data() if action.write_ics else {}
         if action.write_adj_deps:
-            self.trajectory.open(n0, n1)
-            self._system.forget(n0)
+            self._open(n0, n1)
         self._action, self._until = action, n1
         if action.write_ics and not self._stores_leaf(action):
             numbers: dict[str, int | float] = {"restart": 1}
             self._put(n0, Snapshot(state, numbers), action.storage)
         else:
             self._pending = {name: x.clone() for name, x in state.items()}
+
+    def _open(self, n0: int, n1: int) -> None:
+        """Keep from now on what the adjoint of the steps n0+1..n1 needs.
+
+        Where all rows are there, no step is taken again, which could give its predictor or draw its random numbers:
+        the former are built from the rows, of the latter all are kept.
+        """
+        self.trajectory.open(n0, n0 if self.trajectory.whole and self._reversing else n1)
+        if not self.trajectory.whole:
+            self._system.forget(n0)
 
     def _end(self) -> None:
         """Keep the leaf of the action where it is not to be reversed at once."""
@@ -169,7 +184,7 @@ class CheckpointedSweep:
         return bool(action.write_adj_deps) and action.storage in (StorageType.RAM, StorageType.DISK)
 
     def _restart_data(self) -> dict[str, Tensor]:
-        generators = self._system.generators()
+        generators = [] if self.trajectory.whole else self._system.generators()  # see _open
         return self._sweep.snapshot() | {f"generator {i}": state for i, state in enumerate(generators)}
 
     def _put(self, n: int, snapshot: Snapshot, storage: StorageType) -> None:
@@ -180,9 +195,10 @@ class CheckpointedSweep:
 
     # -- the backward pass ---------------------------------------------------------------------------------------
 
-    def reverse(self, y_bar: Mapping[int, Tensor], theta_bar: Any, *, alpha: bool) -> Cotangents:
+    def reverse(self, y_bar: Mapping[int, Tensor], theta_bar: Any, *, alpha: bool, h: bool = False) -> Cotangents:
         """The whole backward pass: execute the schedule from EndForward on. Releases the trajectory."""
-        adjoint = AdjointSweep(self.trajectory, self._system, y_bar, theta_bar, alpha=alpha)
+        adjoint = AdjointSweep(self.trajectory, self._system, y_bar, theta_bar, alpha=alpha, h=h)
+        self._reversing = True
         try:
             while not isinstance(action := self._next(), EndReverse):
                 if isinstance(action, Forward):
@@ -234,11 +250,14 @@ class CheckpointedSweep:
 
     def _restore(self, n: int, snapshot: Snapshot) -> None:
         leaf = {name[5:]: rows for name, rows in snapshot.tensors.items() if name.startswith("leaf ")}
-        if "last" in snapshot.numbers:
+        if self.trajectory.whole:
+            self._open(n, n)
+        elif "last" in snapshot.numbers:
             self.trajectory.load(n, int(snapshot.numbers["last"]), leaf)
         if snapshot.numbers.get("restart"):
-            generators = [x for name, x in snapshot.tensors.items() if name.startswith("generator ")]
-            self._system.restore_generators(n, generators)
+            if not self.trajectory.whole:
+                generators = [x for name, x in snapshot.tensors.items() if name.startswith("generator ")]
+                self._system.restore_generators(n, generators)
             self._sweep.restore(n, snapshot.tensors)
 
     def _next(self) -> CheckpointAction:
@@ -256,15 +275,12 @@ class CheckpointedSweep:
 
     # -- the replay ----------------------------------------------------------------------------------------------
 
-    def _witness(self, n: int, y: Tensor) -> None:
-        if not self.fingerprints.see(n, y) and self._mismatch is None:
-            self._mismatch = n
-
     def _check_replay(self) -> None:
+        mismatch, self.fingerprints.mismatch = self.fingerprints.mismatch, None
         error = None
-        if self._mismatch is not None:
+        if mismatch is not None:
             error = ReplayError(
-                f"step {self._mismatch} of {self._steps}, computed again for the backward pass, is not what it was in "
+                f"step {mismatch} of {self._steps}, computed again for the backward pass, is not what it was in "
                 "the forward pass: func must give the same values again; do not change its parameters or buffers "
                 "between forward and backward, keep no state in it from call to call, draw random numbers with torch's "
                 "default generator only, or keep all states with gradient=pfde.Discrete(schedule=pfde.StoreAll())"

@@ -88,8 +88,9 @@ class HistoryOperator(ABC):
         return self.convolution(entries, rows, reverse=True)
 
     @abstractmethod
-    def graph(self, alpha: Tensor) -> tuple[list[Rows], Weights]:
-        """The same on alpha's graph: by channel, n -> the weights of the rows 1..n-1, (n-1, G); and `step_weights`."""
+    def graph(self, alpha: Tensor, h: Tensor | None = None) -> tuple[list[Rows], Weights]:
+        """The same on alpha's graph, and that of h on a uniform grid: by channel, n -> the weights of the rows 1..n-1,
+        (n-1, G); and `step_weights`."""
 
     def _arrange(self, tables: Callable[[int], Tensor], entries: list[list[Entry]], scale: Tensor | None) -> Tensor:
         """(O, I, *) from tables(derivative), (C, *, G)."""
@@ -127,8 +128,8 @@ class ExactLags(HistoryOperator):
             kernel[..., 0] if group is None else kernel, rows, reverse=reverse, group=group
         )
 
-    def graph(self, alpha: Tensor) -> tuple[list[Rows], Weights]:
-        weights = self.scheme.weights(alpha, self.grid.h, self.grid.steps)
+    def graph(self, alpha: Tensor, h: Tensor | None = None) -> tuple[list[Rows], Weights]:
+        weights = self.scheme.weights(alpha, self.grid.h if h is None else h, self.grid.steps)
         return [_toeplitz_rows(channel) for channel in weights.kernel], weights
 
     def _kernel(self, derivative: int) -> Tensor:
@@ -156,8 +157,8 @@ class BoundedLags(HistoryOperator):
         kernel = LagKernel(near, modes, self._tables(0).nodes, self.grid.steps, self._size)
         return _bounded(self, kernel, rows, reverse)
 
-    def graph(self, alpha: Tensor) -> tuple[list[Rows], Weights]:
-        weights = self.scheme.weights(alpha, self.grid.h, self.grid.steps)
+    def graph(self, alpha: Tensor, h: Tensor | None = None) -> tuple[list[Rows], Weights]:
+        weights = self.scheme.weights(alpha, self.grid.h if h is None else h, self.grid.steps)
         compression = compress(self._history, self.scheme, self.grid)
         start = None if weights.start is None else compression.start(weights.start)
         rows = [_toeplitz_rows(channel) for channel in compression.dense(weights.kernel)]
@@ -209,7 +210,7 @@ class ExactIntervals(Intervals):
 
         return DenseConvolution(matrix, len(entries), rows, reverse=reverse, group=self.orders.group)
 
-    def graph(self, alpha: Tensor) -> tuple[list[Rows], Weights]:
+    def graph(self, alpha: Tensor, h: Tensor | None = None) -> tuple[list[Rows], Weights]:
         def rows(rule: Quadrature) -> Rows:
             return lambda n: rule.block(alpha, n, n + 1, 1, n)[0]
 
@@ -243,7 +244,7 @@ class BoundedIntervals(Intervals):
         kernel = IntervalKernel(near, modes, self._compression.nodes, self.times, self.rules, size, reverse=reverse)
         return _bounded(self, kernel, rows, reverse)
 
-    def graph(self, alpha: Tensor) -> tuple[list[Rows], Weights]:
+    def graph(self, alpha: Tensor, h: Tensor | None = None) -> tuple[list[Rows], Weights]:
         weights, modes = interval_weights(self.scheme, self.rules, alpha), self._fit(alpha)
         nodes, t = self._compression.nodes, self.times
 

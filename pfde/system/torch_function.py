@@ -82,6 +82,13 @@ class ParameterBar:
 
     def __init__(self, count: int) -> None:
         self.bars: list[Tensor | None] = [None] * count
+        self.first = self.rate = 0.0  # the cotangents of t_0 and h, in t_n = t_0 + n h, through f's argument t
+
+    def add_time(self, n: int, bar: Tensor | None) -> None:
+        """Add the cotangent of t_n."""
+        if bar is not None:
+            self.first += float(bar)
+            self.rate += n * float(bar)
 
     def add(self, bars: Sequence[Tensor | None]) -> None:
         """Add one cotangent for each parameter; None adds nothing."""
@@ -131,6 +138,7 @@ class TorchFunction:
         self.evaluations = 0
         self.trusted = False  # whether all states have been seen by a completed forward pass, f finite at each
         self.draws = draws
+        self.differentiates_time = False
 
     def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) without a graph: the sweeps run with gradients disabled."""
@@ -141,16 +149,23 @@ class TorchFunction:
         """f(t, y) with its graph. y must not be overwritten while the linearisation is in use."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y))
+            if not self.differentiates_time:
+                return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y))
+            time = self._times[n].clone().requires_grad_()
+            return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y, time), n, time)
 
     def on_graph(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) on the caller's graph, for differentiation by autograd."""
         return self.peers.call(self._checked, n, t, y)
 
-    def _checked(self, n: int, t: float, y: Tensor) -> Tensor:
+    def put_times_on_graph(self, times: Tensor) -> None:
+        """Let `on_graph` pass these times, (N+1,) on a graph of their own."""
+        self._times = times.to(self._times)
+
+    def _checked(self, n: int, t: float, y: Tensor, time: Tensor | None = None) -> Tensor:
         self.evaluations += 1
         version = y._version
-        value = self.layout.flatten(self._call(n, y), self.dtype, "func")
+        value = self.layout.flatten(self._call(n, y, time), self.dtype, "func")
         if value.device != self.device:
             raise ValueError(f"func must return a tensor on y's device, {self.device}: got {value.device}")
         if y._version != version:
@@ -165,11 +180,11 @@ class TorchFunction:
             )
         return value
 
-    def _call(self, n: int, y: Tensor) -> Any:
+    def _call(self, n: int, y: Tensor, time: Tensor | None) -> Any:
         if self.draws is not None:
             self.draws.enter(n)
         try:
-            return self.func(self._times[n], self.layout.unflatten(y))
+            return self.func(self._times[n] if time is None else time, self.layout.unflatten(y))
         except RuntimeError as error:
             if "in-place" in str(error):  # torch's own refusal, where y is on a graph
                 error.add_note(f"If func changes y in place: {_IN_PLACE}")
@@ -179,10 +194,10 @@ class TorchFunction:
 class TorchLinearisation:
     """f at one state, with the graph of its evaluation."""
 
-    __slots__ = ("_function", "_out", "_y", "value")
+    __slots__ = ("_function", "_n", "_out", "_time", "_y", "value")
 
-    def __init__(self, function: TorchFunction, y: Tensor, out: Tensor) -> None:
-        self._function, self._y, self._out = function, y, out
+    def __init__(self, function: TorchFunction, y: Tensor, out: Tensor, n: int = 0, time: Tensor | None = None) -> None:
+        self._function, self._y, self._out, self._n, self._time = function, y, out, n, time
         self.value = out.detach()
 
     def vjp(self, v: Tensor, theta_bar: ParameterBar | None = None, *, retain: bool = False) -> Tensor:
@@ -192,11 +207,14 @@ class TorchLinearisation:
     def _vjp(self, v: Tensor, theta_bar: ParameterBar | None, retain: bool) -> Tensor:
         if not self._out.requires_grad:  # f uses neither y nor a parameter
             return torch.zeros_like(v)
-        parameters = () if theta_bar is None else self._function.parameters
+        inputs: tuple[Tensor, ...] = (self._y,)
         if theta_bar is not None:
-            require_reached(self._out, (self._y, *parameters))
-        y_bar, *bars = torch.autograd.grad(self._out, (self._y, *parameters), v, retain_graph=retain, allow_unused=True)
+            inputs += self._function.parameters if self._time is None else (*self._function.parameters, self._time)
+            require_reached(self._out, inputs)
+        y_bar, *bars = torch.autograd.grad(self._out, inputs, v, retain_graph=retain, allow_unused=True)
         if theta_bar is not None:
+            if self._time is not None:
+                theta_bar.add_time(self._n, bars.pop())
             theta_bar.add(bars)
         return torch.zeros_like(v) if y_bar is None else y_bar
 

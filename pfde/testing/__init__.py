@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import Backprop, Discrete
-from ..history import Exact
+from ..history import Bounded, Exact
 from .case import Case, Func, Loss, random_like, rows_of
 from .report import GradientErrors, Report, TaylorSlopes
 
@@ -40,7 +40,7 @@ def gradient_error(
     method: str = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | None = None,
-    history: Exact | None = None,
+    history: Exact | Bounded | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
@@ -77,7 +77,7 @@ def dot_product_error(
     method: str = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | None = None,
-    history: Exact | None = None,
+    history: Exact | Bounded | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -117,7 +117,7 @@ def taylor_slopes(
     method: str = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | None = None,
-    history: Exact | None = None,
+    history: Exact | Bounded | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
@@ -179,7 +179,7 @@ def verify(
     method: str = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | None = None,
-    history: Exact | None = None,
+    history: Exact | Bounded | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     loss: Loss | None = None,

@@ -12,10 +12,9 @@ from torch import Tensor
 from .. import ts
 from ..arguments import check_alpha, check_grid, check_method, check_options, check_parameters, check_state, check_times
 from ..gradients import Backprop, Discrete
-from ..history import Exact
+from ..history import Bounded, Exact
+from ..problem import Problem, Stats
 from ..solving import fdeint
-from ..sweeps.discretisation import Discretisation
-from ..sweeps.grid import Orders
 from ..sweeps.tangent import tangent_sweep
 from ..sweeps.trajectory import Trajectory
 from ..system.peers import Peers
@@ -36,7 +35,7 @@ class Case:
         alpha: Any,
         method: str,
         step_size: float | None,
-        history: Exact | None,
+        history: Exact | Bounded | None,
         params: Sequence[Tensor] | None,
         options: Mapping[str, Any] | None,
         loss: Loss | None,
@@ -101,10 +100,9 @@ class Case:
         function = TorchFunction(
             self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid.times(), peers
         )
-        orders = Orders(self.alpha.cpu().reshape(-1), self.group)
-        discretisation = Discretisation(
-            self.scheme, self.grid, orders, self.history or Exact(), flat.numel(), flat.dtype, flat.device
-        )
+        where = self.scheme, self.grid, self.outputs, self.history, Discrete(), self.group, self.layout, self.func
+        problem = Problem(*where, self.parameters, peers, "", Stats(self.scheme.name))
+        discretisation = problem.prepare(self.alpha, flat, gradient=True)
         with torch.no_grad(), ts.solver_options(check_options(self.options), "", peers):
             found = tangent_sweep(
                 Trajectory(discretisation, flat, None),

@@ -1,0 +1,65 @@
+"""history=None: which history a solve gets, from what each costs.
+
+Microseconds per step and direction, fitted to passes over N = 64 .. 4096 rows of d = 1 .. 8192 entries, float32 and
+float64, one core of an EPYC 9004 (benchmarks/README.md), with s kilobytes a row and Q modes:
+
+    exact           10 + s (0.52 + 0.43 log2(N / 64))            several orders: 45 + s (3 + N / 500), many of them 1500
+    exponentials    12 + s (0.3 + 0.018 Q)                       several orders: 25 + 4 s
+
+and rows of memory, with the trajectory's: exact N or 2 N (integral form with a gradient), exponentials 3 Q and, with a
+gradient, N. Exponentials are taken at rounding level, 1e-13 in float64 and 1e-7 in float32, where the compressed scheme
+is the exact one to rounding; a looser tolerance is the user's to ask for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from .history import Exact, SumOfExponentials
+from .schemes import Scheme
+from .sweeps.grid import Grid
+
+TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-13}
+SLOWER, SMALLER = 1.5, 0.75  # up to so much more time is taken where memory falls below this part
+
+
+class Choice(NamedTuple):
+    """A history, and why."""
+
+    history: Exact | SumOfExponentials
+    reason: str
+
+
+def choose_history(
+    scheme: Scheme, grid: Grid, orders: int, width: int, dtype: torch.dtype, *, gradient: bool, bounded: bool
+) -> Choice:
+    """The history for a state of `width` entries with `orders` different orders.
+
+    gradient : whether one is wanted, so that states are kept; bounded : whether a schedule is to bound the memory
+    """
+    compressed = SumOfExponentials(TOLERANCE[dtype])
+    if bounded:
+        return Choice(compressed, "the schedule can bound the memory of a compressed history only")
+    steps, size = grid.steps, torch.finfo(dtype).bits / 8e3 * width
+    modes = (math.log(steps) + 4.2) * math.log(2 / compressed.tolerance) / math.pi**2
+    several = orders > 1
+    if grid.points is not None:
+        exact_time, time = 20.0 + steps * 0.02 + size * steps / 500, 50.0 + size * (0.3 + 0.018 * modes)
+    elif several:
+        many = orders * 16 > width
+        exact_time, time = 45 + (1500 if many and width > 512 else size * (3 + steps / 500)), 25 + 4 * size
+    else:
+        exact_time = 10 + size * (0.52 + 0.43 * max(0.0, math.log2(steps / 64)))
+        time = 12 + size * (0.3 + 0.018 * modes)
+    exact_rows = steps * (2 if gradient and scheme.form == "integral" else 1)
+    rows = 3 * modes + (steps * scheme.channels if gradient else 0)
+    figures = (
+        f"{steps} steps of {width} entries: exact about {exact_time:.0f} us a step and "
+        f"{exact_rows * size / 1e3:.2g} MB, exponentials {time:.0f} us and {rows * size / 1e3:.2g} MB"
+    )
+    if time < exact_time or (time < SLOWER * exact_time and rows < SMALLER * exact_rows):
+        return Choice(compressed, figures)
+    return Choice(Exact(), figures)
