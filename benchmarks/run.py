@@ -1,6 +1,8 @@
 """Speed and memory of pfde against the floor: tables on the terminal, results/bench.json and results/bench.png.
 
-    make bench                                   # everything, about ten minutes on one core
+    make bench                                   # everything, about half an hour on one core
+    make bench ARGS="--full"                     # the long-memory part at its full size, 10^6 steps, and repeated
+    make bench ARGS="--only long"                # that part alone
     make bench ARGS="--quick"                    # a small part of every kind, under a minute
     make bench ARGS="--only pece-state"          # the cases whose name contains this
     make bench ARGS="--only pfde-euler-state --profile"   # where their time goes
@@ -22,8 +24,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import long
 import torch
-from cases import MB, MEMORY_TARGET, TIME_TARGET, Case, all_cases
+from cases import MB, MEMORY_TARGET, Case, all_cases
 from report import Results, plot, print_profile, print_tables, print_targets
 
 HERE = Path(__file__).resolve().parent
@@ -54,13 +57,18 @@ def run_case(case: Case, args: argparse.Namespace, gradient_to: Path) -> dict[st
         "profile": args.profile,
         "gradient_to": str(gradient_to),
     }
-    path = [args.torchfde, os.environ.get("PYTHONPATH")]
+    return run_script("measure.py", job, args.torchfde, args.timeout)
+
+
+def run_script(script: str, job: dict[str, Any], torchfde: str | None, timeout: float) -> dict[str, Any]:
+    """What the script prints for the job, in a process of its own; why not, as "skipped" or "error"."""
+    path = [torchfde, os.environ.get("PYTHONPATH")]
     one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, path))}
-    command = [sys.executable, str(HERE / "measure.py"), json.dumps(job)]
+    command = [sys.executable, str(HERE / script), json.dumps(job)]
     try:
-        done = subprocess.run(command, env=os.environ | one, capture_output=True, text=True, timeout=args.timeout)
+        done = subprocess.run(command, env=os.environ | one, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return {"skipped": f"took longer than {args.timeout:g} s"}
+        return {"skipped": f"took longer than {timeout:g} s"}
     if done.returncode == 0:
         return json.loads(done.stdout.strip().splitlines()[-1])
     if done.returncode == -9:
@@ -89,6 +97,8 @@ def parse() -> argparse.Namespace:
     description, _, _ = (__doc__ or "").partition("\n\n    make")
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a small part of every kind, few repeats")
+    parser.add_argument("--full", action="store_true", help="long memory at its full size, repeated: 40 minutes more")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the long-memory part, instead of its own sizes")
     parser.add_argument("--only", action="append", metavar="TEXT", help="cases whose name contains TEXT (repeatable)")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and exit")
     parser.add_argument("--repeats", type=int, default=0, help="pairs (floor, case) of each case; default by duration")
@@ -100,6 +110,10 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.repeats < 0:
         parser.error(f"--repeats must be positive: got {args.repeats}")
+    if args.steps is not None and args.steps < 1000:
+        parser.error(f"--steps must be at least 1000: got {args.steps}")
+    if args.quick and args.full:
+        parser.error("--quick and --full exclude each other")
     return args
 
 
@@ -112,10 +126,12 @@ def main() -> int:
         cases = [c for c in cases if c.library == "pfde" and c.gradient in wanted]
         if not args.only:
             cases = [c for c in cases if c.target]
+    scale = "quick" if args.quick else "full" if args.full else "bench"
+    measurements = long.Measurements(scale, args.only, args.steps)
     if args.list:
-        print("\n".join(c.name for c in cases))
+        print("\n".join([*(c.name for c in cases), *measurements.names]))
         return 0
-    if not cases:
+    if not cases and (args.profile or not measurements.names):
         print(f"no case's name contains any of {args.only}: --list shows the names", file=sys.stderr)
         return 2
     results: Results = {}
@@ -142,15 +158,26 @@ def main() -> int:
     else:
         print_tables(cases, results)
         verdicts = print_targets(cases, results)
+        failures += measurements.run(
+            lambda job: run_script("long.py", dataclasses.asdict(job), None, 10 * args.timeout)
+        )
+        measurements.report()
         args.out.mkdir(parents=True, exist_ok=True)
         document = {
             "machine": {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__},
-            "targets": {"time_over_floor": TIME_TARGET, "memory_over_buffers": MEMORY_TARGET, "verdicts": verdicts},
+            "targets": {
+                "time_over_floor": {c.name: c.time_target for c in cases if c.target},
+                "memory_over_buffers": MEMORY_TARGET,
+                "long": long.TARGETS,
+                "verdicts": verdicts | measurements.verdicts,
+            },
             "cases": [dataclasses.asdict(c) | {"name": c.name} | results[c.name] for c in cases],
+            "long": measurements.results,
         }
         (args.out / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
-        plot(cases, results, args.out / "bench.png")
-        print(f"\nwritten to {args.out}: bench.json, bench.png")
+        if cases:
+            plot(cases, results, args.out / "bench.png")
+        print(f"\nwritten to {args.out}: bench.json{', bench.png' if cases else ''}")
     for failure in failures:
         print(f"\nERROR {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -92,7 +92,7 @@ def strains(
     """The strains at the observations, (OBSERVATIONS + 1, specimens), of the record averaged to so many steps."""
     alpha, eta, E, beta = from_free(z)
     level = torch.linspace(0.4, 1.6, specimens, dtype=torch.float64)
-    # D^alpha y = drive u - rate y - hardening y^3, with a coefficient a specimen: a sum over them would be made each step
+    # D^alpha y = drive u - rate y - hardening y^3; a coefficient a specimen spares each step a sum over them
     drive, rate, hardening = level / eta, (E / eta).expand(specimens), (E * beta / eta).expand(specimens)
     load = record.view(steps, -1).mean(1)
     step_size = HOURS / steps

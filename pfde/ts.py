@@ -3,6 +3,7 @@
 A PETSc program with its own callbacks integrates D^alpha u = G(t, u) by options alone,
 
     -ts_type python -ts_python_type pfde.ts.FractionalTS -fde_alpha 0.6 -fde_method trapezoid
+    [-fde_tolerance 1e-10 -fde_snapshots 20]
 
 where G is the TS's RHSFunction, with RHSJacobian for the implicit methods and the adjoint. The time at which the solve
 starts is the Caputo base point; the time step must divide the interval, and the final time is hit exactly. After the
@@ -23,10 +24,11 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from .choice import choose_history
 from .errors import PfdeError
 from .gradients import Discrete
-from .history import Exact
-from .schedules import Schedule, StoreAll
+from .history import Bounded, Exact, SumOfExponentials
+from .schedules import Revolve, Schedule, StoreAll
 from .schemes import METHODS, Scheme
 from .schemes.base import check_order
 from .sweeps.checkpoints import CheckpointedSweep
@@ -45,12 +47,20 @@ class FractionalTS:
     """The context of a TS of type python that steps a Caputo equation.
 
     Options (with the TS's prefix): -fde_alpha, the order, in (0, 1] (default 1); -fde_method, one of
-    `pfde.schemes.METHODS` (default trapezoid). Both can be given here instead, for
+    `pfde.schemes.METHODS` (default trapezoid); -fde_tolerance, of a compressed history (`pfde.SumOfExponentials`;
+    default: chosen as for history=None); -fde_snapshots, how many snapshots `adjoint_solve` may use (`pfde.Revolve`;
+    default: all states are kept). All can be given here instead, as in
     `PETSc.TS().createPython(FractionalTS(alpha=0.6))`.
     """
 
-    def __init__(self, alpha: float = 1.0, method: str = "trapezoid") -> None:
-        self.alpha, self.method = alpha, method
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        method: str = "trapezoid",
+        history: Exact | Bounded | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        self.alpha, self.method, self.history, self.schedule = alpha, method, history, schedule or StoreAll()
         self.run: CheckpointedSweep | None = None
         self.system: Any = None
         self.error: BaseException | None = None
@@ -70,12 +80,16 @@ class FractionalTS:
         ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
 
     def setFromOptions(self, ts: PETSc.TS) -> None:
-        """Read -fde_alpha and -fde_method."""
+        """Read the -fde_ options."""
         if self._owned:
             return
         options = PETSc.Options(ts.getOptionsPrefix() or "")
         self.alpha = options.getReal("fde_alpha", self.alpha)
         self.method = options.getString("fde_method", self.method)
+        if options.hasName("fde_tolerance"):
+            self.history = SumOfExponentials(options.getReal("fde_tolerance"))
+        if options.hasName("fde_snapshots"):
+            self.schedule = Revolve(options.getInt("fde_snapshots"))
 
     def setUp(self, ts: PETSc.TS) -> None:
         """Check the options and take the TS's callbacks and solver."""
@@ -118,9 +132,13 @@ class FractionalTS:
         y0 = load(ts.getSolution(), torch.float64)
         scheme = METHODS[self.method]
         orders = Orders(torch.tensor([self.alpha], dtype=torch.float64), None)
-        discretisation = Discretisation(scheme, grid_of(ts), orders, Exact(), y0.numel(), y0.dtype, y0.device)
-        peers = Peers(ts.comm.tompi4py())
-        self.run = CheckpointedSweep(Trajectory(discretisation, y0, "state"), self.system, StoreAll(), peers)
+        peers, grid, history = Peers(ts.comm.tompi4py()), grid_of(ts), self.history
+        if history is None:
+            width = ts.getSolution().getSize() // ts.comm.getSize()
+            bounded = not isinstance(self.schedule, StoreAll)
+            history = choose_history(scheme, grid, 1, width, y0.dtype, gradient=True, bounded=bounded).history
+        discretisation = Discretisation(scheme, grid, orders, history, y0.numel(), y0.dtype, y0.device)
+        self.run = CheckpointedSweep(Trajectory(discretisation, y0, "state"), self.system, self.schedule, peers)
 
     def view(self, ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
         """-ts_view."""
@@ -128,6 +146,8 @@ class FractionalTS:
         viewer.printfASCII(f"  Caputo equation, method {scheme.name} (order {scheme.order}; {scheme.stability})\n")
         if not self._owned:
             viewer.printfASCII(f"  alpha = {self.alpha:g}\n")
+        if self.run is not None:
+            viewer.printfASCII(f"  history {self.run.trajectory.discretisation.history}\n")
 
     def reset(self, _ts: PETSc.TS) -> None:
         """Forget the solve."""
@@ -185,7 +205,7 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
         if mu is not None:
             system.use_jacobian_p(jacobian_p, mu)
         if run.trajectory.spent:
-            run = again(run, system, StoreAll(), peers)
+            run = again(run, system, context.schedule, peers)
         y_bar = {run.steps: load(lam, torch.float64)}
         cotangents = run.reverse(y_bar, VecBar(mu), alpha=alpha)
         write(lam, cotangents.y0)

@@ -24,7 +24,7 @@ FLOOR = {
     "schemes": 1,
     "sweeps": 2,
     "ts": 3,
-    "choice": 3,
+    "choice": 2.5,
     "problem": 4,
     "autograd": 5,
     "arguments": 5,

@@ -45,3 +45,8 @@ def test_raise_together_around_a_data_parallel_step(ranks: int) -> None:
 @pytest.mark.parametrize("method", ["euler", "trapezoid"])
 def test_solves_with_a_shared_state_leak_nothing(method: str) -> None:
     assert "no leak" in launch(2, WORKERS / "leaks.py", method)
+
+
+@pytest.mark.parametrize("mode", ["agreement", pytest.param("faults", marks=pytest.mark.smoke), "uneven"])
+def test_checkpointed_solves_of_a_split_state(mode: str) -> None:
+    assert launch(2, WORKERS / "checkpoints.py", mode).strip() == "as one"

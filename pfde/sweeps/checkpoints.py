@@ -101,6 +101,9 @@ class CheckpointedSweep:
         self._action: Forward | None = None
         self._pending: dict[str, Tensor] = {}
         self._scheduled = schedule is not None
+        self._keeps_all = trajectory.whole or isinstance(schedule, StoreAll)  # no step is taken twice
+        if trajectory.whole:
+            trajectory.open(0, 0)  # predictors that no history could give again are kept from the first step on
         if schedule is not None:
             self._sweep.witness = self.fingerprints.witness  # no method of self: a cycle would outlive the solve
             sizes = Sizes(self._steps, max(1, self._sweep.state_bytes), max(1, trajectory.row_bytes))
@@ -134,6 +137,8 @@ class CheckpointedSweep:
             self._stream.finalize(self._steps)
             action = self._next()
             assert isinstance(action, EndForward), f"{action} at the end of the forward pass"
+            if self._keeps_all:
+                sweep.close()
             self._check_replay()
         return stage
 
@@ -214,6 +219,7 @@ class CheckpointedSweep:
 
     def release(self) -> None:
         """Give up the trajectory and all snapshots."""
+        self._sweep.close()
         self.trajectory.release()  # its rows are overwritten, after an error half of them
         if self.snapshots is not None:
             self.snapshots.close()

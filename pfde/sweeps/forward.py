@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..history import Convolution
 from ..history.bounded import BoundedConvolution
 from ..schemes.base import Stage, with_slope
 from ..system.base import System
@@ -34,7 +35,9 @@ class ForwardSweep:
         self._discretisation = trajectory.discretisation
         self._scheme = self._discretisation.scheme
         self._graph = trajectory.store == "graph"
-        self._history = self._discretisation.operator.forward([trajectory.x_rows] if trajectory.whole else [])
+        self._history: Convolution | None = self._discretisation.operator.forward(
+            [trajectory.x_rows] if trajectory.whole else []
+        )
         self._events = event("FDEForward"), event("FDEHistory")
         self.witness: Callable[[int, Tensor], None] | None = None
         self.n = 0
@@ -48,12 +51,16 @@ class ForwardSweep:
     def advance(self, n1: int) -> Stage:
         """Take the steps n+1..n1 and return the last one's stage."""
         sweep_event, history_event = self._events
+        history = self._history
+        assert history is not None
         while self.n < n1:
             n = self.n + 1
             with sweep_event:
                 with history_event:
-                    c = self._history.read(n)
+                    c = history.read(n)
                 stage = self._step(n, c)
+                if stage.x is not None:
+                    history.push(n, (stage.x,))
         return stage
 
     def _step(self, n: int, c: tuple[Tensor, ...]) -> Stage:
@@ -62,13 +69,15 @@ class ForwardSweep:
         r = tuple(weights.add_start(channel, n, y0 + part, slope) for channel, part in enumerate(c))
         at = discretisation.at(n, keep=self._graph and trajectory.keeps(n))
         stage = self._scheme.step(self._system, at, r, y0, self.y)
-        if stage.x is not None:
-            self._history.push(n, (stage.x,))
         trajectory.record(n, stage)
         self.n, self.y = n, stage.y
         if self.witness is not None:
             self.witness(n, stage.y)
         return stage
+
+    def close(self) -> None:
+        """Give up the history: no more steps are taken."""
+        self._history = None
 
     @property
     def state_bytes(self) -> int:
