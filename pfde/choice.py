@@ -6,8 +6,8 @@ float64, one core of an EPYC 9004 (benchmarks/README.md), with s kilobytes a row
     exact           10 + s (0.52 + 0.43 log2(N / 64))            several orders: 45 + s (3 + N / 500), many of them 1500
     exponentials    12 + s (0.3 + 0.018 Q)                       several orders: 25 + 4 s
 
-and rows of memory, with the trajectory's: exact N or 2 N (integral form with a gradient), exponentials 3 Q and, with a
-gradient, N. Exponentials are taken at rounding level, 1e-13 in float64 and 1e-7 in float32, where the compressed scheme
+and rows of memory, with those of a gradient: exact N or, in the integral form, 2 N; exponentials 3 Q + N (`pece`:
+2 N). Exponentials are taken at rounding level, 1e-13 in float64 and 1e-7 in float32, where the compressed scheme
 is the exact one to rounding; a looser tolerance is the user's to ask for.
 """
 
@@ -33,12 +33,11 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_history(
-    scheme: Scheme, grid: Grid, orders: int, width: int, dtype: torch.dtype, *, gradient: bool, bounded: bool
-) -> Choice:
+def choose_history(scheme: Scheme, grid: Grid, orders: int, width: int, dtype: torch.dtype, *, bounded: bool) -> Choice:
     """The history for a state of `width` entries with `orders` different orders.
 
-    gradient : whether one is wanted, so that states are kept; bounded : whether a schedule is to bound the memory
+    It is the same with and without a gradient, so that a model gives the same values in training and evaluation.
+    bounded : whether a schedule is to bound the memory
     """
     compressed = SumOfExponentials(TOLERANCE[dtype])
     if bounded:
@@ -54,8 +53,8 @@ def choose_history(
     else:
         exact_time = 10 + size * (0.52 + 0.43 * max(0.0, math.log2(steps / 64)))
         time = 12 + size * (0.3 + 0.018 * modes)
-    exact_rows = steps * (2 if gradient and scheme.form == "integral" else 1)
-    rows = 3 * modes + (steps * scheme.channels if gradient else 0)
+    exact_rows = steps * (2 if scheme.form == "integral" else 1)
+    rows = 3 * modes + steps * scheme.channels
     figures = (
         f"{steps} steps of {width} entries: exact about {exact_time:.0f} us a step and "
         f"{exact_rows * size / 1e3:.2g} MB, exponentials {time:.0f} us and {rows * size / 1e3:.2g} MB"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .schedules import Schedule, StoreAll, adopt
+from .schedules import Foreign, Schedule, StoreAll, adopt
 
 Store = Literal["state", "stages", "graph"]
 
@@ -35,6 +35,15 @@ class Discrete:
         if self.store not in get_args(Store):
             raise ValueError(f"store must be one of {', '.join(get_args(Store))}: got {self.store!r}")
         _ = self.plan  # raises for what is no schedule
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What has to be the same on the ranks that share a solve; the folder of snapshots may differ."""
+        plan = self.plan
+        if isinstance(plan, Foreign):
+            return self.store, type(plan.schedule).__name__, plan.schedule.max_n
+        parts = tuple((name, value) for name, value in vars(plan).items() if name != "directory")
+        return self.store, type(plan).__name__, parts
 
     @property
     def plan(self) -> Schedule:

@@ -109,15 +109,14 @@ class Problem:
         times = self.grid.times()
         return TorchFunction(self.func, self.layout, self.parameters, y0.dtype, y0.device, times, self.peers, draws)
 
-    def prepare(self, alpha: Tensor, y0: Tensor, *, gradient: bool) -> Discretisation:
+    def prepare(self, alpha: Tensor, y0: Tensor) -> Discretisation:
         """The scheme on its grid for this order, with the history for this state. Collective.
 
-        Raises ValueError on every rank where the history does not reach its tolerance. `gradient`: whether states are
-        going to be kept for one.
+        Raises ValueError on every rank where the history does not reach its tolerance.
         """
         history, orders = self.history, self.orders(alpha.detach())
         if history is None:
-            history, self.stats.history_reason = self._choose(orders, y0, gradient=gradient)
+            history, self.stats.history_reason = self._choose(orders, y0)
         try:
             discretisation = self.peers.call(self._discretise, history, orders, y0)
         except ValueError as error:
@@ -129,13 +128,11 @@ class Problem:
         self.stats.history_error = discretisation.operator.error
         return discretisation
 
-    def _choose(self, orders: Orders, y0: Tensor, *, gradient: bool) -> Choice:
+    def _choose(self, orders: Orders, y0: Tensor) -> Choice:
         ranks = self.peers.sum(1)
         width = round(self.peers.sum(y0.numel()) / ranks)  # the same choice on every rank
         bounded = isinstance(self.gradient, Discrete) and not isinstance(self.gradient.plan, StoreAll)
-        return choose_history(
-            self.scheme, self.grid, len(orders.alpha), width, y0.dtype, gradient=gradient, bounded=bounded and gradient
-        )
+        return choose_history(self.scheme, self.grid, len(orders.alpha), width, y0.dtype, bounded=bounded)
 
     def _discretise(self, history: Exact | Bounded, orders: Orders, y0: Tensor) -> Discretisation:
         discretisation = Discretisation(self.scheme, self.grid, orders, history, y0.numel(), y0.dtype, y0.device)
@@ -160,7 +157,7 @@ class Problem:
                 y[row[n]].copy_(y_n)
 
         on_step(0, y0)
-        discretisation = self.prepare(alpha, y0, gradient=gradient is not None)
+        discretisation = self.prepare(alpha, y0)
         run, system = ts.integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.options_prefix)
         drew = not all(map(torch.equal, generators, generator_states(y0.device)))
         self.peers.agree(_random_error(gradient) if drew and not self.draws else None)
@@ -175,7 +172,7 @@ class Problem:
         """The same steps on autograd's graph; y at the outputs, (len(outputs), d). Collective."""
         function = self.function(y0)
         system = ts.bare_system(self.scheme, function, options_prefix=self.options_prefix)
-        discretisation = self.prepare(alpha, y0, gradient=True)
+        discretisation = self.prepare(alpha, y0)
         order = alpha.double().cpu().reshape(-1)
         h = None
         if ends is not None and ends.requires_grad:

@@ -172,7 +172,7 @@ def solve(
         {
             "method": problem.scheme.name,
             "t, with step_size": (problem.grid, problem.outputs),
-            "gradient": problem.gradient,
+            "gradient": problem.gradient.signature if isinstance(problem.gradient, Discrete) else "Backprop",
             "history": problem.history,
             "the dtype of y0": flat.dtype,
             "the kind of device of y0": flat.device.type,

@@ -136,7 +136,7 @@ class FractionalTS:
         if history is None:
             width = ts.getSolution().getSize() // ts.comm.getSize()
             bounded = not isinstance(self.schedule, StoreAll)
-            history = choose_history(scheme, grid, 1, width, y0.dtype, gradient=True, bounded=bounded).history
+            history = choose_history(scheme, grid, 1, width, y0.dtype, bounded=bounded).history
         discretisation = Discretisation(scheme, grid, orders, history, y0.numel(), y0.dtype, y0.device)
         self.run = CheckpointedSweep(Trajectory(discretisation, y0, "state"), self.system, self.schedule, peers)
 

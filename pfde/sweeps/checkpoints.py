@@ -106,7 +106,9 @@ class CheckpointedSweep:
             trajectory.open(0, 0)  # predictors that no history could give again are kept from the first step on
         if schedule is not None:
             self._sweep.witness = self.fingerprints.witness  # no method of self: a cycle would outlive the solve
-            sizes = Sizes(self._steps, max(1, self._sweep.state_bytes), max(1, trajectory.row_bytes))
+            # One plan for all ranks, whose parts of the state may differ: that of the largest.
+            state, row = (peers.largest(max(1, x)) for x in (self._sweep.state_bytes, trajectory.row_bytes))
+            sizes = Sizes(self._steps, state, row)
             self._stream = schedule.stream(sizes)
             if not isinstance(schedule, StoreAll):
                 self.snapshots = peers.call(SnapshotStore, schedule.directory)

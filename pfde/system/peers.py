@@ -75,6 +75,10 @@ class Peers:
         """The sum of a number over the ranks. Collective."""
         return value if self.comm is None else self.comm.allreduce(value)
 
+    def largest(self, value: int) -> int:
+        """The largest of a number over the ranks. Collective."""
+        return value if self.comm is None else max(self.comm.allgather(value))
+
     def same(self, values: Mapping[str, Any]) -> None:
         """Raise ValueError on every rank when one of the named values differs between the ranks. Collective."""
         if self.comm is None:

@@ -102,7 +102,7 @@ class Case:
         )
         where = self.scheme, self.grid, self.outputs, self.history, Discrete(), self.group, self.layout, self.func
         problem = Problem(*where, self.parameters, peers, "", Stats(self.scheme.name))
-        discretisation = problem.prepare(self.alpha, flat, gradient=True)
+        discretisation = problem.prepare(self.alpha, flat)
         with torch.no_grad(), ts.solver_options(check_options(self.options), "", peers):
             found = tangent_sweep(
                 Trajectory(discretisation, flat, None),
