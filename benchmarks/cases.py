@@ -109,12 +109,10 @@ def all_cases(quick: bool) -> list[Case]:
     for steps in (256,) if quick else (10_000,):
         # A compressed history keeps its own rows: the trajectory is a buffer of states, for pece one of predictors too.
         for method, evaluations in (("euler", 1), ("pece", 2)):
-            where = ("pfde", method, "state", steps)
-            cases.append(Case(*where, evaluations=evaluations, buffers=2, target=True))
-            cases.append(
-                Case(*where, evaluations=evaluations, buffers=evaluations, target=True, history="exponentials")
-            )
-            cases.append(Case(*where, evaluations=evaluations, history="exponentials", schedule="revolve"))
+            where = ("pfde", method, "state", steps, "last", False, evaluations)
+            cases.append(Case(*where, buffers=2, target=not quick))
+            cases.append(Case(*where, buffers=evaluations, target=not quick, history="exponentials"))
+            cases.append(Case(*where, history="exponentials", schedule="revolve"))
     return cases
 
 

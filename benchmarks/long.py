@@ -244,8 +244,10 @@ class Measurements:
 
     def _judge(self, kind: str, steps: int, text: str, met: bool) -> None:
         full = SCALES[kind]["full"][0]
-        note = "" if steps == full else f" (the target is for N = {full}: --full)"
-        self.verdicts[f"{text}{note}"] = "met   " if met else "missed"
+        if steps == full:
+            self.verdicts[text] = "met   " if met else "missed"
+        else:
+            self.verdicts[f"{text}, for N = {full} (--full)"] = "      "
 
     def _gradient(self, steps: int, runs: list[list[dict[str, Any]]]) -> None:
         rows = []

@@ -28,6 +28,10 @@ PIECES: list[tuple[str, str]] = [
     ("weights", "pfde.schemes.product_integration.Trapezoid.weights"),
     ("weights", "pfde.sweeps.discretisation.Discretisation._on_device"),
     ("history: set up", "pfde.history.exact.Exact.convolution"),
+    ("history: set up", "pfde.problem.Problem.prepare"),
+    ("fingerprints", "pfde.sweeps.checkpoints.Fingerprints.see"),
+    ("snapshots", "pfde.sweeps.checkpoints.CheckpointedSweep._put"),
+    ("snapshots", "pfde.sweeps.checkpoints.CheckpointedSweep._restore"),
     ("predictors rebuilt", "pfde.sweeps.adjoint._Predictors.get"),
     ("step, forward", "pfde.schemes.base.ExplicitScheme.step"),
     ("step, forward", "pfde.schemes.product_integration.PredictorCorrector.step"),
@@ -41,7 +45,7 @@ PIECES: list[tuple[str, str]] = [
     ("sweep, adjoint", "pfde.sweeps.adjoint.AdjointSweep.reverse"),
     ("TS context", "pfde.ts.FractionalTS.step"),
     ("TS (PETSc)", "pfde.ts.integrate"),
-    ("closure check", "pfde.solving._check_closures"),
+    ("first look at f", "pfde.solving._first_look"),
 ]
 
 
@@ -104,8 +108,9 @@ def profile(case: Case, repeats: int) -> dict[str, Any]:
 
     problem.f.forward = clock.wrap(problem.f.forward, of_f)  # type: ignore[method-assign]
     missing = [path for name, path in PIECES if not patch(clock, path, name)]
-    if not patch(clock, "pfde.history.exact.ExactConvolution.read", of_read):
-        missing.append("ExactConvolution.read")
+    for path in ("exact.ExactConvolution.read", "bounded.BoundedConvolution.read", "bounded.BoundedConvolution.push"):
+        if not patch(clock, f"pfde.history.{path}", of_read):
+            missing.append(path)
 
     run = Run(case, problem)
     warm(run)

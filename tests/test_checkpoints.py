@@ -65,8 +65,14 @@ def folder(tmp_path, monkeypatch):
     """Where all disk tiers of a test go; nothing is in it when the test ends."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
-    gc.collect()
-    assert os.listdir(tmp_path) == [], "snapshots were left on disk"
+    if left_in(tmp_path):
+        gc.collect()  # which is slow; an error that pytest has caught may hold a solve
+    assert left_in(tmp_path) == [], "snapshots were left on disk"
+
+
+def left_in(folder):
+    """The folders of snapshots (others use the system's folder for temporary files, too)."""
+    return sorted(path.name for path in folder.glob("pfde-*"))
 
 
 class Field(nn.Module):
@@ -152,16 +158,12 @@ def test_explicit_methods_under_every_schedule(method, history):
 @pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("method", IMPLICIT)
 def test_implicit_methods_under_some_schedules_each(method, history):
+    assert 2 * len(IMPLICIT) * len(HISTORIES) >= len(SCHEDULES)  # the turns reach every one
     turn = IMPLICIT.index(method) * len(HISTORIES) + list(HISTORIES).index(history)
-    for k in range(3):
-        name = list(SCHEDULES)[(3 * turn + k) % len(SCHEDULES)]
+    for k in range(2):
+        name = list(SCHEDULES)[(2 * turn + k) % len(SCHEDULES)]
         found = gradients(method, history, discrete(SCHEDULES[name]()))
         assert_same(found, store_all(method, history), name)
-
-
-def test_the_turns_of_the_implicit_methods_reach_every_schedule():
-    turns = 3 * len(IMPLICIT) * len(HISTORIES)
-    assert turns >= 2 * len(SCHEDULES)
 
 
 @pytest.mark.parametrize("history", ["exact", "exponentials"])
@@ -193,7 +195,8 @@ def test_orders_dtypes_and_outputs(method, history, setting):
     if "dtype" not in setting:
         assert_close(expected, gradients(method, history, pfde.Backprop(), **setting))
     memory = "6kB" if "t" in setting else "8kB"
-    for schedule in (pfde.Revolve(2, on_disk=1, leaf=7), pfde.Revolve(memory=memory), pfde.Online(2, leaf=6)):
+    schedules = pfde.Revolve(2, on_disk=1, leaf=7), pfde.Revolve(memory=memory), pfde.Online(2, leaf=6)
+    for schedule in schedules if method in EXPLICIT else schedules[:1]:
         assert_same(gradients(method, history, discrete(schedule), **setting), expected, str(schedule))
 
 
@@ -205,7 +208,7 @@ def test_every_store(method, history):
     In the derivative form f is evaluated at y_0 + X_n instead, y_n to rounding; the predictors of `pece` are built by
     another order of summation. Both are as different between the stores under StoreAll.
     """
-    names = ["revolve", "online", "disk", "mixed on disk"] if method in EXPLICIT else ["mixed on disk"]
+    names = ["revolve", "online", "mixed on disk"] if method in EXPLICIT else ["mixed on disk"]
     rounded = {"stages": method == "pece", "graph": method == "pece" or METHODS[method].form == "derivative"}
     for store, name in itertools.product(["stages", "graph"], names):
         found = gradients(method, history, discrete(SCHEDULES[name](), store=store))
@@ -294,7 +297,7 @@ def test_a_budget_in_bytes_is_kept(history):
 def test_with_the_exact_history_a_snapshot_is_an_index(folder):
     for name in ("revolve on disk", "online on disk", "multistage", "h-revolve", "disk"):
         solve = Solve("euler", "exact", discrete(SCHEDULES[name]()))
-        assert os.listdir(folder) == []
+        assert left_in(folder) == []
         solve.backward()
         assert solve.stats.snapshot_bytes_peak == 0 and solve.stats.nfe_recompute == 0
 
@@ -321,7 +324,7 @@ def resident():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
 def test_memory_does_not_grow_with_the_steps():
-    """1500 steps of 4096 doubles: 49 MB of states with store-all; with two snapshots and a leaf of 64 about 5 MB."""
+    """1000 steps of 4096 doubles: 33 MB of states with store-all; with two snapshots and a leaf of 64 about 5 MB."""
     w = torch.full((4096,), 0.5, dtype=torch.float64, requires_grad=True)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     peak = calls = 0
@@ -345,9 +348,9 @@ def test_memory_does_not_grow_with_the_steps():
         y.sum().backward()
         return peak - before
 
-    growth(pfde.Revolve(2, leaf=64), 1 / 200)  # what is loaded and allocated once
-    bounded, whole = growth(pfde.Revolve(2, leaf=64), 1 / 1500), growth(pfde.StoreAll(), 1 / 1500)
-    assert whole > 40e6
+    growth(pfde.Revolve(2, leaf=64), 1 / 100)  # what is loaded and allocated once
+    bounded, whole = growth(pfde.Revolve(2, leaf=64), 1 / 1000), growth(pfde.StoreAll(), 1 / 1000)
+    assert whole > 25e6
     assert bounded < whole / 5, f"revolve {bounded / 1e6:.1f} MB, store-all {whole / 1e6:.1f} MB"
 
 
@@ -366,15 +369,15 @@ def test_nothing_is_left_by_a_backward_pass_or_without_one(folder, make):
     solve = Solve("euler", "exponentials", discrete(make()))
     assert files(folder)
     solve.backward(retain_graph=True)
-    assert os.listdir(folder) == []  # at once, though the graph is alive
+    assert left_in(folder) == []  # at once, though the graph is alive
     solve.backward()
-    assert os.listdir(folder) == []
+    assert left_in(folder) == []
     other = Solve("euler", "exponentials", discrete(make()))
     assert files(folder)
     gc.disable()
     try:
         del other, solve
-        assert os.listdir(folder) == []  # with the graph, without waiting for the garbage collector
+        assert left_in(folder) == []  # with the graph, without waiting for the garbage collector
     finally:
         gc.enable()
 
@@ -402,12 +405,8 @@ def test_nothing_is_left_by_an_error(folder, make, error):
         with pytest.raises(type(error)) as caught:
             solve(when)
         assert caught.value is error
-        if when > forward:
-            assert os.listdir(folder) == [], f"evaluation {when} of {last}"
+        assert left_in(folder) == [], f"evaluation {when} of {last}"  # at once, though `caught` holds the solve
         error.__traceback__ = None
-        del caught
-        gc.collect()
-        assert os.listdir(folder) == [], f"evaluation {when} of {last}"
     assert_same(gradients("euler", "exponentials", discrete(make())), store_all("euler", "exponentials"))
 
 
@@ -480,7 +479,7 @@ def test_a_full_disk(folder, monkeypatch, call, when):
         ):
             gradients("euler", "exponentials", revolve(folder))
     gc.collect()
-    assert os.listdir(folder) == []
+    assert left_in(folder) == []
     still_works(folder)
 
 
@@ -494,7 +493,7 @@ def test_a_disk_that_fills_in_the_backward_pass(folder, monkeypatch):
         patch.setattr(storage_module.os, "write", failing)
         with pytest.raises(pfde.SnapshotError, match=r"snapshot of step \d+ could not be written to .*: No space left"):
             solve.backward(retain_graph=True)
-    assert os.listdir(folder) == []
+    assert left_in(folder) == []
     assert_same(solve.backward(), store_all("euler", "exponentials"))
     still_works(folder)
 
@@ -520,7 +519,7 @@ def test_a_file_that_is_not_what_was_written(folder, damage, which):
         pfde.SnapshotError, match=rf"snapshot of step {step} cannot be used: {path} .*; was it touched"
     ) as caught:
         solve.backward(retain_graph=True)
-    assert os.listdir(folder) == []
+    assert left_in(folder) == []
     assert solve.y0.grad is None
     assert_same(solve.backward(), store_all("euler", "exponentials"))  # which computes it anew
     del caught, solve

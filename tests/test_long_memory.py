@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
 ROOT = Path(__file__).resolve().parents[1]
-TIME_LIMIT = 240.0  # seconds; a run takes about twenty
+TIME_LIMIT = 240.0  # seconds; the longest takes half a minute on an idle core
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,8 @@ def test_parameters_memory_and_picture(tmp_path: Path) -> None:
     assert rows[2000, "backprop"]["stopped"]
     revolve, stored = rows[2000, "revolve"], rows[2000, "store-all"]
     assert revolve["gradient"] == stored["gradient"]
-    assert (revolve["snapshots"], stored["snapshots"]) == (20, 0)
+    assert 0 < revolve["snapshots"] <= 20
+    assert stored["snapshots"] == 0
     assert 0 < revolve["history_error"] < 1e-8
     for name, true in document["true"].items():
         # Far outside the statistical error (0.1 %), and far inside what the guess is off.

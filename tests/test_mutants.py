@@ -145,10 +145,16 @@ MUTANTS = {
     ),
 }
 
-# Read at once: what is on disk must be what was imported.
-SOURCES = {
-    (m.owner, m.function): textwrap.dedent(inspect.getsource(getattr(m.owner, m.function))) for m in MUTANTS.values()
-}
+
+def sources(mutants):
+    """Read at once, when the tests are collected: what is on disk must be what was imported."""
+    return {
+        (m.owner, m.function): textwrap.dedent(inspect.getsource(getattr(m.owner, m.function)))
+        for m in mutants.values()
+    }
+
+
+SOURCES = sources(MUTANTS)
 
 
 class Net(nn.Module):
@@ -172,8 +178,8 @@ def errors(method):
     return max(gradient), max(product)
 
 
-def mutate(monkeypatch, mutant):
-    source = SOURCES[mutant.owner, mutant.function]
+def mutate(monkeypatch, mutant, known=SOURCES):
+    source = known[mutant.owner, mutant.function]
     assert source.count(mutant.old) == 1, f"the mutant no longer applies to {mutant.owner.__name__}.{mutant.function}"
     scope = {}
     code = compile(source.replace(mutant.old, mutant.new), f"<mutant of {mutant.function}>", "exec", dont_inherit=True)

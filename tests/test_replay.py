@@ -110,7 +110,7 @@ every_schedule = pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDUL
 @every_schedule
 @pytest.mark.parametrize("model", [Counting, Outside, Running])
 def test_a_function_that_gives_other_values_is_found(model, make):
-    y, loss, inputs = solve(model(), make())
+    _, loss, inputs = solve(model(), make())
     with pytest.raises(pfde.ReplayError, match=rf"^step \d+ of {N}, {REMEDY}"):
         torch.autograd.grad(loss, inputs)
 
@@ -119,7 +119,7 @@ def test_a_function_that_gives_other_values_is_found(model, make):
 def test_and_by_every_kind_of_method(method):
     """Some calls of Newton's method give nothing that stays: what changes must matter."""
     f = Field()
-    y, loss, inputs = solve(f, pfde.Revolve(2, leaf=7), method)
+    _, loss, inputs = solve(f, pfde.Revolve(2, leaf=7), method)
     with torch.no_grad():
         f.s.mul_(1.001)
     with pytest.raises(pfde.ReplayError, match=rf"^step \d+ of {N}, {REMEDY}"):
@@ -149,12 +149,12 @@ def test_the_first_step_that_differs_is_named():
 def test_a_parameter_or_buffer_changed_between_the_passes(make):
     for change in (lambda f: f.a.data.mul_(1 + 1e-12), lambda f: f.s.mul_(1 + 1e-12), lambda f: f.s.fill_(2.0)):
         f = Field()
-        y, loss, inputs = solve(f, make())
+        _, loss, inputs = solve(f, make())
         change(f)
         with pytest.raises(pfde.ReplayError, match=rf"^step \d+ of {N}, {REMEDY}"):
             torch.autograd.grad(loss, inputs)
     f = Field()
-    y, loss, inputs = solve(f, make())
+    _, loss, inputs = solve(f, make())
     with torch.no_grad():
         f.a.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # torch sees this one itself
@@ -165,10 +165,28 @@ def test_a_parameter_or_buffer_changed_between_the_passes(make):
 @pytest.mark.parametrize("model", [Counting, Outside, Running])
 def test_store_all_computes_again_for_a_second_backward_pass_only(model, history):
     """And then compares the last state."""
-    y, loss, inputs = solve(model(), pfde.StoreAll(), history=history)
+    _, loss, inputs = solve(model(), pfde.StoreAll(), history=history)
     torch.autograd.grad(loss, inputs, retain_graph=True)
     with pytest.raises(pfde.ReplayError, match=rf"^step {N} of {N}, {REMEDY}"):
         torch.autograd.grad(loss, inputs)
+
+
+@pytest.mark.parametrize("change", ["signs", "exchange"])
+def test_a_mirrored_state_is_found(change):
+    """y and -y, or y with its components exchanged, have the same bits in all, but not in their places."""
+    a = torch.tensor([0.5, 0.7], dtype=torch.float64, requires_grad=True)
+    now = [a.detach(), torch.ones(2, dtype=torch.float64)]
+
+    def func(t, y):
+        return now[0] * now[1] * (1 + torch.sin(y) ** 2) + 0 * a
+
+    gradient = pfde.Discrete(schedule=pfde.Revolve(1, leaf=40))  # its snapshot is that of y_0 = 0, where nothing shows
+    history = HISTORIES["exponentials"]
+    y0 = torch.zeros(2, dtype=torch.float64)
+    y = pfde.fdeint(func, y0, T, 0.6, method="beuler", history=history, gradient=gradient, params=[a])
+    now[change == "signs"] = -now[1] if change == "signs" else now[0].flip(0)
+    with pytest.raises(pfde.ReplayError, match=r"^step 1 of"):
+        y.sum().backward()
 
 
 def test_after_the_error_the_same_graph_works_once_the_function_is_as_it_was():
@@ -243,7 +261,7 @@ def test_dropout_under_every_schedule(model, history):
 @pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("method", ["pece", "beuler", "bdf2"])
 def test_dropout_by_every_kind_of_method(method, history):
-    """All evaluations of a step draw the same numbers: those of both stages, of Newton's iterations, of its products."""
+    """All evaluations of a step draw the same numbers: both stages, Newton's iterations, products."""
     f = Functional()
     reference = drawn(3, f, None, method, history)
     assert_close(reference, drawn(3, f, "backprop", method, history))
@@ -287,7 +305,7 @@ def test_the_generator_goes_on_behind_the_forward_pass(method, name):
     f = Functional()
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    y, loss, inputs = solve(f, MAKE[name](), method)
+    _, loss, inputs = solve(f, MAKE[name](), method)
     after = torch.get_rng_state()
     assert not torch.equal(before, after)
     torch.autograd.grad(loss, inputs, retain_graph=True)
@@ -337,6 +355,28 @@ def test_random_numbers_at_later_steps_only(schedule):
     assert_close(found, gradients(Late(), "backprop"))
 
 
+@pytest.mark.parametrize("kind", ["memory", "snapshots"])
+def test_random_states_count_in_the_budget(kind):
+    """5 kB for each snapshot and each step of a leaf, here more than all the rest."""
+
+    class Watched(pfde.Revolve):
+        def stream(self, sizes):
+            plans.append((self.plan(sizes), sizes))
+            return super().stream(sizes)
+
+    plans = []
+    budget = 60_000
+    schedule = Watched(memory=budget) if kind == "memory" else Watched(2, leaf=7)
+    gradient = pfde.Discrete(schedule=schedule)
+    y = pfde.solve(Functional(), start(), T, 0.6, method="euler", history=HISTORIES["short"], gradient=gradient)
+    y.y.sum().backward()
+    ((plan, sizes),) = plans
+    assert sizes.row_bytes >= 5000 and y.stats.snapshots_peak == plan.snapshots > 0
+    assert 5000 * plan.snapshots < y.stats.snapshot_bytes_peak <= plan.snapshots * sizes.state_bytes
+    if kind == "memory":
+        assert y.stats.snapshot_bytes_peak + plan.leaf * sizes.row_bytes <= budget
+
+
 def test_dropout_that_is_off_draws_nothing():
     f = Layer().eval()
     state = torch.get_rng_state()
@@ -349,7 +389,9 @@ def test_dropout_that_is_off_draws_nothing():
     [
         "euler",
         *(
-            pytest.param(method, marks=pytest.mark.xfail(reason="without gradients nobody looks at f first", strict=True))
+            pytest.param(
+                method, marks=pytest.mark.xfail(reason="without gradients nobody looks at f first", strict=True)
+            )
             for method in ("pece", "beuler", "bdf2")
         ),
     ],

@@ -112,7 +112,11 @@ def _within(error: float, tolerance: float) -> float:
 
 
 def _next(error: float) -> float:
-    return float(f"{1.2 * error:.0e}") if math.isfinite(error) else math.inf
+    """A tolerance above the error, one digit, rounded up."""
+    if not math.isfinite(error):
+        return math.inf
+    digit = 10.0 ** math.floor(math.log10(1.2 * error))
+    return float(f"{math.ceil(1.2 * error / digit) * digit:.0e}")
 
 
 class ExponentialIntervals:

@@ -31,7 +31,9 @@ from .trajectory import Trajectory
 
 
 class Fingerprints:
-    """One number for each state seen in a forward pass: the sum of its bits, as integers.
+    """One number for each state seen in a forward pass: a weighted sum of its bits, as 32-bit integers.
+
+    The weights tell components from each other: without them, an exchange or two changes of sign would be the same.
 
     every : all steps are kept, 8 bytes each; else the last one only
     mismatch : the first step that was seen again with another state
@@ -42,6 +44,14 @@ class Fingerprints:
         self._values = np.zeros(steps + 1 if every else 1, dtype=np.int64)
         self._reached = 0
         self.mismatch: int | None = None
+        self._weights: Tensor | None = None
+
+    def _of(self, y: Tensor) -> int:
+        bits = y.view(torch.int32)
+        if self._weights is None:
+            generator = torch.Generator().manual_seed(1)
+            self._weights = torch.randint(1, 2**31, bits.shape, generator=generator).to(y.device)
+        return int((bits * self._weights).sum())
 
     def witness(self, n: int, y: Tensor) -> None:
         """`see`, and note a step that is not the same."""
@@ -56,7 +66,7 @@ class Fingerprints:
             at = 0
         else:
             at = n
-        value = int(y.view(torch.int32 if y.dtype == torch.float32 else torch.int64).sum())
+        value = self._of(y)
         if n > self._reached:
             self._values[at], self._reached = value, n
             return True
@@ -107,7 +117,9 @@ class CheckpointedSweep:
         if schedule is not None:
             self._sweep.witness = self.fingerprints.witness  # no method of self: a cycle would outlive the solve
             # One plan for all ranks, whose parts of the state may differ: that of the largest.
-            state, row = (peers.largest(max(1, x)) for x in (self._sweep.state_bytes, trajectory.row_bytes))
+            draws = 0 if trajectory.whole else sum(x.numel() for x in self.generators)  # bytes; kept with each
+            weights = self._sweep.state_bytes + draws, trajectory.row_bytes + draws
+            state, row = (peers.largest(max(1, x)) for x in weights)
             sizes = Sizes(self._steps, state, row)
             self._stream = schedule.stream(sizes)
             if not isinstance(schedule, StoreAll):
@@ -128,6 +140,14 @@ class CheckpointedSweep:
 
     def advance(self, n1: int) -> Stage:
         """Take the steps n+1..n1 of the first forward pass and return the last one's stage."""
+        try:
+            return self._advance(n1)
+        except BaseException:
+            if self.snapshots is not None:
+                self.snapshots.close()  # at once: who holds the error, holds the solve
+            raise
+
+    def _advance(self, n1: int) -> Stage:
         sweep = self._sweep
         while sweep.n < n1:
             while sweep.n == self._until:
