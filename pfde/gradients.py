@@ -21,7 +21,8 @@ class Discrete:
     Parameters
     ----------
     schedule : when states are kept and when computed again: `StoreAll()` (None), `Revolve(...)`, `Online(...)`, or a
-        schedule of the library checkpoint_schedules that has not been used. The gradient is bitwise the same with all
+        schedule of the library checkpoint_schedules that has not been used. The gradient is bitwise the same with all,
+        for one history (history=None may choose another one when a schedule is to bound the memory) and store="state"
     store : what is kept beside the history's buffer. "state": nothing, f is evaluated again in the backward pass (two
         N x d buffers for the integral-form methods, one for the derivative-form ones). "stages": also the predictors of
         `pece` (a third), otherwise built again from the history. "graph": the graph of f at every step, as autograd

@@ -42,7 +42,8 @@ class Stats:
     steps, rejected : steps taken and rejected
     nfe_forward, nfe_recompute, nfe_backward : evaluations of f, by phase (a linearisation counts as one)
     newton_iterations, linear_iterations : of SNES and KSP, all phases
-    snapshots_peak, snapshot_bytes_peak : checkpoints held at once (an index into the exact history costs nothing)
+    snapshots_peak, snapshot_bytes_peak : checkpoints held at once, in memory and on disk together (an index into the
+        exact history counts, and costs nothing)
     history, history_reason : the history used, and why where it was chosen (history=None)
     history_error : the largest relative error of its kernel over all lags; 0 for the exact one
     """

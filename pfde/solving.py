@@ -189,7 +189,7 @@ def solve(
 
 def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Tensor:
     """y at the output steps, (T, d), with whatever graph is called for."""
-    if torch.is_grad_enabled() and problem.peers.call(_first_look, problem, y0):
+    if problem.peers.call(_first_look, problem, y0):
         problem = replace(problem, draws=True)
     if not needed:
         with torch.inference_mode(False), torch.no_grad():  # Newton's method needs graphs of its own
@@ -201,17 +201,19 @@ def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | 
 
 
 def _first_look(problem: Problem, y0: Tensor) -> bool:
-    """Evaluate func once, with graph, at t0; return whether it drew random numbers (which are drawn again later).
+    """Evaluate func once at t0; return whether it drew random numbers (which are drawn again later).
 
-    Raises ValueError when its graph reaches a tensor that requires grad and is no parameter of the problem: that
-    tensor's gradient would silently be None.
+    With gradients enabled, raises ValueError when its graph reaches a tensor that requires grad and is no parameter of
+    the problem: that tensor's gradient would silently be None.
     """
-    function = problem.function(y0)
-    y = y0.detach().requires_grad_()
+    function, y = problem.function(y0), y0.detach()
+    if torch.is_grad_enabled():
+        y.requires_grad_()
     before = generator_states(y0.device)
-    with torch.enable_grad(), preserved(y0.device):
+    with preserved(y0.device):
         value = function.on_graph(0, problem.grid.t0, y)
         drew = not all(map(torch.equal, before, generator_states(y0.device)))
     problem.stats.nfe_forward += 1
-    require_reached(value, (y, *problem.parameters))
+    if torch.is_grad_enabled():
+        require_reached(value, (y, *problem.parameters))
     return drew

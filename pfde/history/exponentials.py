@@ -35,7 +35,7 @@ class SumOfExponentials(Bounded):
     Parameters
     ----------
     tolerance : largest relative error of the kernel over all lags, in (0, 0.1]; what was reached is
-        `stats.history_error`. About 1e-13 is rounding level; below, or where a kernel does not allow it, an error
+        `stats.history_error`. About 1e-13 is rounding level; what a kernel does not allow is an error
     """
 
     tolerance: float = 1e-10

@@ -53,8 +53,8 @@ def exponential_nodes(ratio: float, tolerance: float, exponents: tuple[float, fl
     """Decays s_q, (Q,) float64 increasing: sum_q w_q exp(-s_q x) can be x^-beta on [1, ratio] to relative `tolerance`.
 
     They serve all beta in `exponents` = (smallest, largest), within [0, 2]; unit: 1 / the nearest distance.
-    Q is about (ln ratio + 4) ln(2/tolerance) / pi^2 for the exponent 0.5 alone, 11 to 15 % more for (0, 1),
-    20 to 25 % for (1, 2).
+    Q is about (ln ratio + 4) ln(2/tolerance) / pi^2 for the exponent 0.5 alone and tolerances below 1e-6, 10 to 20 %
+    more for (0, 1), 20 to 25 % for (1, 2).
     The number is the smallest in this family of nodes for which `Fit` reaches 0.6 tolerance on pure powers, at nine
     exponents of the range. A tolerance below about 1e-14 cannot be met in double precision: some set of nodes is
     returned all the same, and the certificate tells. Cost: 5 to 20 ms, cached; the result is the caller's own.

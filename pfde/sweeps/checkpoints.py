@@ -203,6 +203,9 @@ class CheckpointedSweep:
         if action is not None and self._stores_leaf(action):
             numbers: dict[str, int | float] = {"restart": int(action.write_ics), "last": self._sweep.n}
             leaf = {f"leaf {name}": rows for name, rows in self.trajectory.leaf().items()}
+            if not self.trajectory.whole:
+                draws = self._system.leaf_generators(action.n0, self._sweep.n)
+                leaf |= {f"draws {i}": states for i, states in enumerate(draws)}
             self._put(action.n0, Snapshot(self._pending | leaf, numbers), action.storage)
             self._pending = {}
 
@@ -282,6 +285,8 @@ class CheckpointedSweep:
             self._open(n, n)
         elif "last" in snapshot.numbers:
             self.trajectory.load(n, int(snapshot.numbers["last"]), leaf)
+            draws = [states for name, states in snapshot.tensors.items() if name.startswith("draws ")]
+            self._system.load_generators(n, draws)
         if snapshot.numbers.get("restart"):
             if not self.trajectory.whole:
                 generators = [x for name, x in snapshot.tensors.items() if name.startswith("generator ")]

@@ -61,6 +61,12 @@ class System(Protocol):
     def restore_generators(self, n: int, states: list[Tensor]) -> None:
         """Let the steps after n draw what they drew when these were the states."""
 
+    def leaf_generators(self, first: int, last: int) -> list[Tensor]:
+        """The random states of the steps first+1..last, (steps, bytes) for each generator; none if f draws nothing."""
+
+    def load_generators(self, first: int, leaf: list[Tensor]) -> None:
+        """Let the steps after `first` draw what they drew when this was their `leaf_generators`."""
+
     def forget(self, n: int) -> None:
         """The steps up to n, but the first, will not be evaluated again from what is known of them now."""
 

@@ -59,6 +59,17 @@ class Draws:
         """The present states."""
         return generator_states(self._device)
 
+    def leaf(self, first: int, last: int) -> list[Tensor]:
+        """The states with which the steps first+1..last began, (steps, bytes), for each generator; see `load`."""
+        now = self.now()  # stands for a step at which f was not evaluated: the last of an explicit method
+        steps = [self._begin.get(n, now) for n in range(first + 1, last + 1)]
+        return [torch.stack(states) for states in zip(*steps, strict=True)]
+
+    def load(self, first: int, leaf: list[Tensor]) -> None:
+        """Let the steps after `first` draw what they drew when this was their `leaf`."""
+        for i, states in enumerate(zip(*leaf, strict=True)):
+            self._begin[first + 1 + i] = list(states)
+
     def restart(self, states: list[Tensor]) -> None:
         """Go on from here: steps to come draw anew."""
         self._begin = {n: begin for n, begin in self._begin.items() if n == 0}

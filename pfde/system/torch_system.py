@@ -71,6 +71,16 @@ class TorchSystem(Staged):
         if self.function.draws is not None:
             self.function.draws.restart(states)
 
+    def leaf_generators(self, first: int, last: int) -> list[Tensor]:
+        """The random states of the steps first+1..last."""
+        draws = self.function.draws
+        return [] if draws is None else draws.leaf(first, last)
+
+    def load_generators(self, first: int, leaf: list[Tensor]) -> None:
+        """Let these steps draw the same again."""
+        if self.function.draws is not None:
+            self.function.draws.load(first, leaf)
+
     def forget(self, n: int) -> None:
         """Drop the random states of the steps 1..n."""
         if self.function.draws is not None:
