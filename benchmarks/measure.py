@@ -208,7 +208,7 @@ def main() -> None:
             raise
         result = {"skipped": "torchfde is not importable: put it on PYTHONPATH, or pass --torchfde PATH"}
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|bad_alloc", str(error)):
             raise
         result = {"skipped": f"needs more than the limit of {job['memory_limit'] / MB:.0f} MB"}
     print(json.dumps(result))

@@ -189,15 +189,23 @@ def solve(
 
 def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Tensor:
     """y at the output steps, (T, d), with whatever graph is called for."""
-    if problem.peers.call(_first_look, problem, y0):
-        problem = replace(problem, draws=True)
+    if torch.is_grad_enabled():
+        problem = _look(problem, y0)
     if not needed:
+        looked = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.no_grad():  # Newton's method needs graphs of its own
             alpha, y0 = (x.clone() if x.is_inference() else x for x in (alpha, y0))
+            if not looked:
+                problem = _look(problem, y0)
             return problem.integrate(alpha, y0, None)[0]
     if isinstance(problem.gradient, Backprop):
         return problem.backprop(alpha, y0, ends)
     return FractionalSolve.apply(problem, alpha, y0, ends, *problem.parameters)
+
+
+def _look(problem: Problem, y0: Tensor) -> Problem:
+    """The problem, knowing whether func draws random numbers."""
+    return replace(problem, draws=True) if problem.peers.call(_first_look, problem, y0) else problem
 
 
 def _first_look(problem: Problem, y0: Tensor) -> bool:

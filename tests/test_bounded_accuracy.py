@@ -59,9 +59,9 @@ def compression_of(method, history, steps, h):
 
 
 @every_method
-@pytest.mark.parametrize("alpha", [0.3, 0.8, ORDERS], ids=["0.3", "0.8", "two orders"])
+@pytest.mark.parametrize("alpha", [0.3, ORDERS], ids=["one order", "two orders"])
 def test_the_distance_falls_with_the_tolerance(method, alpha):
-    t = times(100)
+    t = times(70 if alpha is not ORDERS else 30)
     reference = results(method, alpha, pfde.Exact(), t)
     for tolerance in (1e-3, 1e-6, 1e-10, 1e-13):
         found = distances(results(method, alpha, pfde.SumOfExponentials(tolerance), t), reference)
@@ -70,7 +70,7 @@ def test_the_distance_falls_with_the_tolerance(method, alpha):
 
 @pytest.mark.parametrize("method", GRIDDED)
 def test_the_distance_falls_with_the_tolerance_on_a_graded_grid(method):
-    t = pfde.graded(0.2, 1.4, 80, 2.0)
+    t = pfde.graded(0.2, 1.4, 50, 2.0)
     reference = results(method, 0.6, pfde.Exact(), t)
     for tolerance in (1e-3, 1e-6, 1e-10, 1e-13):
         found = distances(results(method, 0.6, pfde.SumOfExponentials(tolerance), t), reference)
@@ -92,7 +92,7 @@ def test_a_short_memory_is_exact_once_it_is_long_enough(method, length):
 @every_method
 def test_at_order_one_nothing_is_lost(method):
     """The kernels of derivatives end there, exactly; those of integrals are constants, which have a certificate."""
-    t = times(100)
+    t = times(50)
     reference = results(method, 1.0, pfde.Exact(), t)
     for tolerance in (1e-4, 1e-13):
         found = distances(results(method, 1.0, pfde.SumOfExponentials(tolerance), t), reference)
@@ -105,7 +105,7 @@ def test_at_order_one_nothing_is_lost(method):
 @pytest.mark.parametrize("history", [pfde.Exact(), pfde.SumOfExponentials(1e-13)], ids=["exact", "exponentials"])
 def test_equal_steps_on_a_nonuniform_grid_are_a_uniform_grid(monkeypatch, method, history):
     """The grid of a uniform t is replaced by its points; the reference is the exact history on the uniform one."""
-    t = times(60)
+    t = times(40)
     references = [results(method, alpha, pfde.Exact(), t) for alpha in (0.6, ORDERS)]
     check_grid = pfde.solving.check_grid
 
@@ -122,7 +122,7 @@ def test_equal_steps_on_a_nonuniform_grid_are_a_uniform_grid(monkeypatch, method
 # -- the certificate ---------------------------------------------------------------------------------------------------
 
 
-def solved(method, alpha, history, steps=400, dtype=torch.float64, t=None):
+def solved(method, alpha, history, steps=100, dtype=torch.float64, t=None):
     t = torch.linspace(0.0, 2.0, steps + 1, dtype=torch.float64) if t is None else t
     y0 = torch.ones(2, dtype=dtype)
     with torch.no_grad():
@@ -133,7 +133,7 @@ def solved(method, alpha, history, steps=400, dtype=torch.float64, t=None):
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-6, 1e-11])
 def test_the_certificate_is_the_largest_error_over_all_lags(method, tolerance):
     """exp(-s k) for large s k, and the sum of terms that cancel, round differently: 1e-14."""
-    steps, h, history = 400, 0.005, pfde.SumOfExponentials(tolerance)
+    steps, h, history = 100, 0.02, pfde.SumOfExponentials(tolerance)
     for alpha in (0.05, 0.5, 0.95):
         error = solved(method, alpha, history).stats.history_error
         compression = compression_of(method, history, steps, h)
@@ -158,7 +158,7 @@ def test_the_exact_history_certifies_zero(method):
 
 @pytest.mark.parametrize("method", GRIDDED)
 def test_the_certificate_on_a_graded_grid(method):
-    t, history = pfde.graded(0.0, 2.0, 300, 2.0), pfde.SumOfExponentials(1e-7)
+    t, history = pfde.graded(0.0, 2.0, 100, 2.0), pfde.SumOfExponentials(1e-7)
     error = solved(method, 0.5, history, t=t).stats.history_error
     compression = history.compress_intervals(t, METHODS[method].exponents)
     w = compression.weights(lambda x: x[:, None] ** -0.5)
@@ -173,7 +173,7 @@ def test_a_tolerance_that_cannot_be_met_raises(method, grid):
     """What rounding leaves is 6e-16 to 3e-15; the tolerance that the message advises is met."""
     if grid == "graded" and method not in GRIDDED:
         return
-    t = None if grid == "uniform" else pfde.graded(0.0, 2.0, 400, 2.0)
+    t = None if grid == "uniform" else pfde.graded(0.0, 2.0, 100, 2.0)
     for tolerance, alpha in [(1e-16, 0.1), (1e-16, 0.5), (1e-16, 0.9), (1e-15, 0.9)]:
         if tolerance == 1e-15 and method in ("gl", "l1"):
             continue
@@ -191,8 +191,8 @@ def test_a_tolerance_that_cannot_be_met_raises(method, grid):
 @every_method
 def test_float32_is_compressed_as_well(method):
     """The weights are made in float64, the certificate is theirs."""
-    y = solved(method, 0.5, pfde.Exact(), 200).y
-    solution = solved(method, 0.5, pfde.SumOfExponentials(1e-7), 200, torch.float32)
+    y = solved(method, 0.5, pfde.Exact(), 60).y
+    solution = solved(method, 0.5, pfde.SumOfExponentials(1e-7), 60, torch.float32)
     assert solution.y.dtype == torch.float32 and 0 < solution.stats.history_error <= 1e-7
     assert float((solution.y - y).norm() / y.norm()) <= 20 * torch.finfo(torch.float32).eps
 
@@ -203,15 +203,15 @@ def test_nodes_do_not_depend_on_the_order(method):
     history = pfde.SumOfExponentials(1e-9)
     orders = (0.05, 0.5, 0.95)
     vector = torch.tensor(orders, dtype=torch.float64)
-    compression = compression_of(method, history, 300, 2 / 300)
-    together = compression.dense(METHODS[method].weights(vector, 2 / 300, 300).kernel)
+    compression = compression_of(method, history, 100, 0.02)
+    together = compression.dense(METHODS[method].weights(vector, 0.02, 100).kernel)
     for g, alpha in enumerate(orders):
-        alone = compression.dense(kernel_of(method, alpha, 300, 2 / 300))
+        alone = compression.dense(kernel_of(method, alpha, 100, 0.02))
         assert (together[..., g : g + 1] - alone).abs().max() <= 1e-14 * alone.abs().max()
-        assert solved(method, alpha, history, 300).stats.history_error <= 1e-9
-    three = pfde.solve(lambda t, y: -y, torch.ones(3).double(), times(300), vector, method=method, history=history)
+        assert solved(method, alpha, history, 100).stats.history_error <= 1e-9
+    three = pfde.solve(lambda t, y: -y, torch.ones(3).double(), times(40), vector, method=method, history=history)
     assert three.stats.history_error <= 1e-9
-    assert compression_of(method, history, 300, 0.1) is compression  # made once, whatever h and alpha are
+    assert compression_of(method, history, 100, 0.1) is compression  # made once, whatever h and alpha are
 
 
 # -- graded grids ------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_nodes_do_not_depend_on_the_order(method):
 @pytest.mark.parametrize("alpha", [0.4, 0.7])
 def test_trapezoid_has_order_2_in_the_maximum_norm_on_a_graded_grid(alpha):
     """D^alpha y = -y, r = 1/alpha, against Mittag-Leffler; on a uniform grid it would be 2 alpha."""
-    r, grids = 1 / alpha, (40, 80, 160, 320)
+    r, grids = 1 / alpha, (40, 80, 160)
     fine = pfde.graded(0.0, 1.0, grids[-1], r)
     with mpmath.workdps(30):
         a = mpmath.mpf(alpha)

@@ -30,7 +30,7 @@ HISTORIES = [*map(pfde.SumOfExponentials, TOLERANCES), SHORT]
 SOE = pfde.SumOfExponentials(1e-6)
 ORDERS = torch.tensor([0.35, 0.8], dtype=torch.float64)
 GRIDDED = [name for name, scheme in METHODS.items() if scheme.rules]
-STEPS = {"one order": 70, "two orders": 21}  # three blocks, of 32 and of 8
+STEPS = 67  # three blocks of 32 steps; with two orders a block has 8
 START = torch.tensor([0.4, -0.9], dtype=torch.float64)
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -79,31 +79,30 @@ def test_gradient_is_exact_in_a_nutshell(method):
 @every_method
 @pytest.mark.parametrize("history", HISTORIES, ids=named)
 def test_gradient_is_exact(method, history):
-    check(method, 0.6, times(STEPS["one order"]), history)
+    check(method, 0.6, times(STEPS if history in HISTORIES[::2] else STEPS // 2), history)
 
 
 @every_method
 @pytest.mark.parametrize("history", [*HISTORIES[:3:2], SHORT], ids=named)
 def test_gradient_is_exact_for_several_orders(method, history):
-    check(method, ORDERS, times(STEPS["two orders"]), history)
+    check(method, ORDERS, times(21), history)
 
 
 @every_method
 @pytest.mark.parametrize("alpha", [0.05, 0.999, 1.0])
 def test_gradient_is_exact_at_both_ends_of_the_orders(method, alpha):
-    check(method, alpha, times(36), pfde.SumOfExponentials(1e-10))
+    check(method, alpha, times(34), pfde.SumOfExponentials(1e-10))
 
 
 @every_method
-@pytest.mark.parametrize("store", ["stages", "graph"])
-def test_gradient_is_exact_whatever_is_stored(method, store):
-    for history in (SOE, SHORT):
-        check(method, ORDERS, times(19), history, store=store)
+@pytest.mark.parametrize(("store", "history"), [("stages", SOE), ("graph", SHORT)])
+def test_gradient_is_exact_whatever_is_stored(method, store, history):
+    check(method, ORDERS, times(17), history, store=store)
 
 
 @every_method
 def test_outputs_may_be_coarser_than_the_steps(method):
-    check(method, 0.6, times(4), SOE, step_size=0.03)
+    check(method, 0.6, times(4), SOE, step_size=0.05)
 
 
 @pytest.mark.parametrize("method", ["pece", "trapezoid", "bdf2"])
@@ -153,19 +152,19 @@ def nonuniform(kind, steps):
 
 @pytest.mark.parametrize("method", GRIDDED)
 @pytest.mark.parametrize("kind", ["graded", "random"])
-@pytest.mark.parametrize("history", [pfde.Exact(), SOE, pfde.SumOfExponentials(1e-12)], ids=named)
+@pytest.mark.parametrize("history", [pfde.Exact(), HISTORIES[0], HISTORIES[3]], ids=named)
 def test_gradient_is_exact_on_nonuniform_grids(method, kind, history):
-    check(method, 0.6, nonuniform(kind, 67), history)
     if history != HISTORIES[3]:
         check(method, ORDERS, nonuniform(kind, 19), history, store="graph" if kind == "random" else "state")
+    if (history == HISTORIES[3]) == (kind == "graded"):
+        check(method, 0.6, nonuniform(kind, STEPS), history)
 
 
 @pytest.mark.parametrize("method", GRIDDED)
 @pytest.mark.parametrize("history", [pfde.Exact(), SOE], ids=named)
 def test_gradient_is_exact_on_nonuniform_grids_of_few_steps(method, history):
-    for steps in (2, 3, 4):
-        for alpha in (1.0, ORDERS):
-            check(method, alpha, nonuniform("random", steps), history)
+    for steps, alpha in ((2, ORDERS), (3, 1.0), (3, ORDERS), (4, ORDERS)):
+        check(method, alpha, nonuniform("random", steps), history)
 
 
 @pytest.mark.parametrize("history", [pfde.Exact(), SOE], ids=named)
@@ -230,7 +229,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("history", [HISTORIES[0], HISTORIES[2], SHORT], ids=named)
 def test_gradient_equals_that_of_dense_matrices(monkeypatch, method, history):
     monkeypatch.setattr(oracle, "matrices", compressed(history, oracle.matrices))
-    steps = 40
+    steps = 36
     for alpha in (torch.tensor([0.6], dtype=torch.float64), ORDERS):
 
         def by_pfde(func, y0, alpha):

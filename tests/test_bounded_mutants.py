@@ -48,8 +48,8 @@ CASES = {
     "exact grid, orders": ("pece", pfde.Exact(), graded(40), ORDERS),
 }
 ONE_ORDER = ("lags", "lags, implicit", "two channels")
-LAGS = (*ONE_ORDER, "orders")
-ON_GRID = ("grid", "grid, two channels", "grid, orders")
+LAGS = ("lags", "orders")
+ON_GRID = ("grid, two channels", "grid, orders")
 EXACT = ("exact grid", "exact grid, orders")
 
 BLOCK = (LagKernel, "block")
@@ -58,7 +58,7 @@ MUTANTS = {
     "decay of the modes dropped": Mutant(
         BlockWeights, "absorb", "z.addcmul_(z, self._decay)", "pass", (*LAGS, *ON_GRID)
     ),
-    "modes grow instead of decaying": Mutant(*BLOCK, "-m * s, **scales", "m * s, **scales", LAGS),
+    "modes grow instead of decaying": Mutant(*BLOCK, "-m * s, **scales", "m * s, **scales", (*ONE_ORDER, "orders")),
     "rows enter the modes one step late": Mutant(*BLOCK, "-(m - 1 - u) * s", "-(m - u) * s", LAGS),
     "modes leave one step late": Mutant(*BLOCK, "torch.exp(-u[:, None] * s)", "torch.exp(-(u[:, None] + 1) * s)", LAGS),
     "near weights one lag late": Mutant(*BLOCK, "self._near[", "self._near.roll(1, 2)[", (*LAGS, "window")),
@@ -85,16 +85,16 @@ MUTANTS = {
         BlockWeights, "_recent_grouped", ".index_select(", ".flip(1).index_select(", ("orders", "grid, orders")
     ),
     "a row left out of every push": Mutant(
-        BlockWeights, "push", "self._lags + u - size,", "self._lags + u - size + 1,", ("lags", "grid")
+        BlockWeights, "push", "self._lags + u - size,", "self._lags + u - size + 1,", ("lags", "grid, two channels")
     ),
     "recent weights one row early": Mutant(
-        BlockWeights, "recent", "rows[u][hi - r : hi])", "rows[u][hi - r - 1 : hi - 1])", ("lags", "grid")
+        BlockWeights, "recent", "rows[u][hi - r : hi])", "rows[u][hi - r - 1 : hi - 1])", ("lags", "grid, two channels")
     ),
     "the band of a block not handed on": Mutant(
         BoundedConvolution, "_turn", "ring[:L].copy_(ring[b:])", "pass", (*LAGS, *ON_GRID, "window")
     ),
     "the youngest rows enter the modes": Mutant(
-        BlockWeights, "absorb", "z.addmm_(matrix, x[:b])", "z.addmm_(matrix, x[-b:])", (*ONE_ORDER, "grid")
+        BlockWeights, "absorb", "z.addmm_(matrix, x[:b])", "z.addmm_(matrix, x[-b:])", ("two channels", "grid")
     ),
     # nonuniform blocks
     "modes brought to the wrong time": Mutant(
@@ -153,7 +153,7 @@ MUTANTS = {
     ),
     # the leaf
     "f linearised at the state before": Mutant(
-        Trajectory, "state", "[n - 1 - self._leaf[0]]", "[max(n - 2 - self._leaf[0], 0)]", (*LAGS, *ON_GRID)
+        Trajectory, "state", "[n - 1 - self._leaf[0]]", "[max(n - 2 - self._leaf[0], 0)]", ("lags, implicit", *ON_GRID)
     ),
 }
 SOURCES = sources(MUTANTS)

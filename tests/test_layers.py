@@ -152,10 +152,10 @@ def documented_methods(path):
 
 @every_file
 def test_every_function_is_annotated_and_what_is_public_is_documented(path):
-    """A method may leave its docstring to the one it overrides, in its folder's base."""
+    """A method may leave its docstring to the one it overrides, in its folder's base or in its own file."""
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree) or not tree.body, "the module has no docstring"
-    inherited = documented_methods(path.parent / "base.py")
+    inherited = documented_methods(path.parent / "base.py") | documented_methods(path)
 
     def visit(node, public):
         for child in ast.iter_child_nodes(node):
