@@ -1,6 +1,6 @@
 """A creep law fitted to a million-step load record: the gradient's memory does not grow with the record.
 
-    python examples/long_memory.py                  # a million steps: a quarter of an hour on one core, 1 GB
+    python examples/long_memory.py                  # a million steps: a quarter of an hour on one core, 2 GB
     python examples/long_memory.py --quick          # two thousand: half a minute
     python examples/long_memory.py --steps 100000   # between the two
 
@@ -321,7 +321,7 @@ def parse_options() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the record and the noise [0]")
     add("--quick", action="store_true", help="N = 2000, and 3 seconds for backprop")
     add("--backprop-seconds", type=float, default=60.0, help="CPU time allowed to one gradient by backprop [60]")
-    add("--backprop-mb", type=float, default=4000.0, help="memory allowed to it [4000]")
+    add("--backprop-mb", type=float, default=2000.0, help="memory allowed to it [2000]")
     add("--out", type=Path, default=Path("results"), help="folder of long_memory.png and long_memory.json [results]")
     add("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
