@@ -56,15 +56,15 @@ def times(steps):
     return torch.linspace(0.2, 1.4, steps + 1, dtype=torch.float64)
 
 
-def check(method, alpha, t, history, *, func=None, y0=START, store="state", **keywords):
-    """Both exactness checks of the battery."""
+def check(method, alpha, t, history, *, func=None, y0=START, store="state", product=False, **keywords):
+    """The exactness checks of the battery: against autograd, and the dot product."""
     keywords |= {"method": method, "history": history, "gradient": pfde.Discrete(store=store)}
     func = func or Net()
     errors = testing.gradient_error(func, y0, t, alpha, **keywords)
-    product = testing.dot_product_error(func, y0, t, alpha, **keywords)
-    steps = round(float(t[-1] - t[0]) / keywords["step_size"]) if "step_size" in keywords else len(t) - 1
     assert errors.worst <= RTOL, f"{method}, {history}: {errors}"
-    assert product <= 50 * EPS * math.sqrt(steps), f"{method}, {history}: {product:.1e}"
+    if product:
+        found = testing.dot_product_error(func, y0, t, alpha, **keywords)
+        assert found <= 50 * EPS * math.sqrt(len(t) - 1), f"{method}, {history}: {found:.1e}"
 
 
 # -- uniform grids -----------------------------------------------------------------------------------------------------
@@ -73,19 +73,20 @@ def check(method, alpha, t, history, *, func=None, y0=START, store="state", **ke
 @pytest.mark.smoke
 @pytest.mark.parametrize("method", ["euler", "pece", "gl"])
 def test_gradient_is_exact_in_a_nutshell(method):
-    check(method, ORDERS, times(13), SOE)
+    check(method, ORDERS, times(13), SOE, product=True)
 
 
 @every_method
 @pytest.mark.parametrize("history", HISTORIES, ids=named)
 def test_gradient_is_exact(method, history):
-    check(method, 0.6, times(STEPS if history in HISTORIES[::2] else STEPS // 2), history)
+    long = history in HISTORIES[::2]
+    check(method, 0.6, times(STEPS if long else STEPS // 2), history, product=long)
 
 
 @every_method
-@pytest.mark.parametrize("history", [*HISTORIES[:3:2], SHORT], ids=named)
+@pytest.mark.parametrize("history", [HISTORIES[2], SHORT], ids=named)
 def test_gradient_is_exact_for_several_orders(method, history):
-    check(method, ORDERS, times(21), history)
+    check(method, ORDERS, times(21), history, product=True)
 
 
 @every_method
@@ -117,10 +118,9 @@ def test_gradient_is_exact_for_tuple_states(method):
     check(method, 0.6, times(40), SOE, func=f, y0=y0, params=[weight])
 
 
-@pytest.mark.parametrize("method", ["euler", "trapezoid", "l1"])
-@pytest.mark.parametrize("history", [SOE, SHORT], ids=named)
+@pytest.mark.parametrize(("method", "history"), [("pece", SOE), ("l1", SOE), ("trapezoid", SHORT)])
 def test_taylor_slopes(method, history):
-    slopes = testing.taylor_slopes(Net(), START, times(40), 0.6, method=method, history=history)
+    slopes = testing.taylor_slopes(Net(), START, times(35), 0.6, method=method, history=history)
     assert slopes.worst <= 0.02, slopes
 
 
@@ -155,9 +155,10 @@ def nonuniform(kind, steps):
 @pytest.mark.parametrize("history", [pfde.Exact(), HISTORIES[0], HISTORIES[3]], ids=named)
 def test_gradient_is_exact_on_nonuniform_grids(method, kind, history):
     if history != HISTORIES[3]:
-        check(method, ORDERS, nonuniform(kind, 19), history, store="graph" if kind == "random" else "state")
+        store = "graph" if kind == "random" else "state"
+        check(method, ORDERS, nonuniform(kind, 17), history, store=store, product=kind == "random")
     if (history == HISTORIES[3]) == (kind == "graded"):
-        check(method, 0.6, nonuniform(kind, STEPS), history)
+        check(method, 0.6, nonuniform(kind, STEPS), history, product=True)
 
 
 @pytest.mark.parametrize("method", GRIDDED)
@@ -169,7 +170,7 @@ def test_gradient_is_exact_on_nonuniform_grids_of_few_steps(method, history):
 
 @pytest.mark.parametrize("history", [pfde.Exact(), SOE], ids=named)
 def test_taylor_slopes_on_a_nonuniform_grid(history):
-    slopes = testing.taylor_slopes(Net(), START, nonuniform("graded", 40), 0.6, method="trapezoid", history=history)
+    slopes = testing.taylor_slopes(Net(), START, nonuniform("graded", 35), 0.6, method="trapezoid", history=history)
     assert slopes.worst <= 0.02, slopes
 
 
@@ -226,7 +227,7 @@ def assert_close(found, expected):
 
 
 @every_method
-@pytest.mark.parametrize("history", [HISTORIES[0], HISTORIES[2], SHORT], ids=named)
+@pytest.mark.parametrize("history", [HISTORIES[0], SHORT], ids=named)
 def test_gradient_equals_that_of_dense_matrices(monkeypatch, method, history):
     monkeypatch.setattr(oracle, "matrices", compressed(history, oracle.matrices))
     steps = 36

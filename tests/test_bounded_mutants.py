@@ -88,7 +88,7 @@ MUTANTS = {
         BlockWeights, "push", "self._lags + u - size,", "self._lags + u - size + 1,", ("lags", "grid, two channels")
     ),
     "recent weights one row early": Mutant(
-        BlockWeights, "recent", "rows[u][hi - r : hi])", "rows[u][hi - r - 1 : hi - 1])", ("lags", "grid, two channels")
+        BlockWeights, "recent", "rows[u][hi - r : hi])", "rows[u][hi - r - 1 : hi - 1])", ("lags", "grid")
     ),
     "the band of a block not handed on": Mutant(
         BoundedConvolution, "_turn", "ring[:L].copy_(ring[b:])", "pass", (*LAGS, *ON_GRID, "window")

@@ -128,11 +128,16 @@ class BoundedConvolution(Convolution):
         return sum(x.numel() * x.element_size() for x in held)
 
     @property
-    def state_bytes(self) -> int:
-        """Bytes of the largest `state`: that of the last step of a block."""
-        kernel = self._kernel
-        rows = kernel.sets * kernel.modes + kernel.inputs * (kernel.lags + kernel.size - 1)
-        return rows * self._d * self._W.element_size()
+    def block(self) -> int:
+        """Steps of a block."""
+        return self._kernel.size
+
+    @property
+    def state_bytes(self) -> tuple[int, int]:
+        """Bytes of `state`: between two blocks, and before the last step of one."""
+        kernel, row = self._kernel, self._d * self._W.element_size()
+        least = kernel.sets * kernel.modes + kernel.inputs * kernel.lags
+        return least * row, (least + kernel.inputs * (kernel.size - 1)) * row
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs to go on from here: views, valid until the next push."""

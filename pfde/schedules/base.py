@@ -25,11 +25,22 @@ from checkpoint_schedules import CheckpointAction, Copy, Forward, Move, Reverse
 
 
 class Sizes(NamedTuple):
-    """What a schedule plans with: the steps of the solve, the bytes of a snapshot and of one step of a leaf."""
+    """What a schedule plans with.
+
+    steps : of the solve
+    state_bytes : of a snapshot at a multiple of `block` steps; elsewhere it has up to `extra_bytes` more
+    row_bytes : of one step of a leaf
+    """
 
     steps: int
     state_bytes: int
     row_bytes: int
+    block: int = 1
+    extra_bytes: int = 0
+
+    def snapshot_bytes(self, leaf: int) -> int:
+        """The most that a snapshot at a multiple of `leaf` steps takes."""
+        return self.state_bytes + (self.extra_bytes if leaf % self.block else 0)
 
 
 class Stream(Protocol):

@@ -97,7 +97,7 @@ class Revolve(Schedule):
         """The snapshots and the leaf for a solve of these sizes, and what they cost."""
         check_count("steps", sizes.steps, 1)
         steps, state, row = sizes.steps, max(1, sizes.state_bytes), max(1, sizes.row_bytes)
-        sizes = Sizes(steps, state, row)
+        sizes = sizes._replace(state_bytes=state, row_bytes=row)
         if self.snapshots is None:
             return self._fit(sizes)
         c = self.snapshots + self.on_disk
@@ -107,14 +107,14 @@ class Revolve(Schedule):
     def _fit(self, sizes: Sizes) -> Plan:
         """The plan within `memory` that takes the fewest steps."""
         assert self.memory is not None
-        memory, (steps, state, row) = parse_bytes(self.memory), sizes
+        memory, steps = parse_bytes(self.memory), sizes.steps
         best, c = None, 0
-        while (longest := min((memory - c * state) // row, steps, self.leaf or steps)) >= 1:
+        while (longest := min(_longest(memory, c, sizes, self.leaf), steps, self.leaf or steps)) >= 1:
             if self.leaf is not None and longest < min(self.leaf, steps):
                 break
             blocks = -(-steps // longest)
             if blocks == 1 or c + self.on_disk > 0:
-                leaf = longest if self.leaf is not None else -(-steps // blocks)
+                leaf = longest if self.leaf is not None else _shortened(longest, blocks, sizes)
                 plan = _plan(c, self.on_disk, leaf, sizes)
                 if best is None or (plan.forward_steps, plan.memory) < (best.forward_steps, best.memory):
                     best = plan
@@ -123,6 +123,7 @@ class Revolve(Schedule):
             c += 1 if c < _EVERY else c // 512
         if best is None:
             leaf = min(self.leaf or 1, steps)
+            row, state = sizes.row_bytes, sizes.snapshot_bytes(leaf)
             least = leaf * row if self.on_disk or leaf == steps else state + leaf * row
             if self.leaf is None:
                 least = min(least, steps * row)
@@ -162,7 +163,7 @@ def _plan(snapshots: int, on_disk: int, leaf: int, sizes: Sizes) -> Plan:
     blocks = -(-sizes.steps // leaf)
     snapshots = min(snapshots, blocks - 1)
     on_disk = min(on_disk, blocks - 1 - snapshots)
-    memory = snapshots * sizes.state_bytes + leaf * sizes.row_bytes
+    memory = snapshots * sizes.snapshot_bytes(leaf) + leaf * sizes.row_bytes
     return Plan(snapshots, on_disk, leaf, _steps_taken(snapshots + on_disk, leaf, sizes.steps), memory)
 
 
@@ -172,9 +173,26 @@ def _steps_taken(snapshots: int, leaf: int, steps: int) -> int:
     return steps + leaf * (forward_steps(blocks, snapshots) - blocks)
 
 
+def _longest(memory: int, snapshots: int, sizes: Sizes, leaf: int | None) -> int:
+    """The longest leaf that memory has room for beside so many snapshots; blocks of the history are not split."""
+    if leaf is not None:
+        return (memory - snapshots * sizes.snapshot_bytes(leaf)) // sizes.row_bytes
+    room = (memory - snapshots * sizes.state_bytes) // sizes.row_bytes
+    if room >= sizes.steps:
+        return sizes.steps
+    whole = room - room % sizes.block
+    return whole if whole > 0 else (memory - snapshots * sizes.snapshot_bytes(1)) // sizes.row_bytes
+
+
+def _shortened(longest: int, blocks: int, sizes: Sizes) -> int:
+    """The shortest leaf that makes no more blocks."""
+    leaf = -(-sizes.steps // blocks)
+    return leaf if longest % sizes.block else min(longest, -(-leaf // sizes.block) * sizes.block)
+
+
 def _leaf(snapshots: int, sizes: Sizes) -> int:
     """The leaf that goes with this many snapshots; the rule is in Revolve's docstring."""
-    steps, state, row = sizes
+    steps, state, row = sizes.steps, sizes.state_bytes, sizes.row_bytes
     most = max(-(-snapshots * state // row), math.isqrt(steps * state // row), 1)
     if most > _ROUND:
         most = -(-most // _ROUND) * _ROUND

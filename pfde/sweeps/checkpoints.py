@@ -118,9 +118,9 @@ class CheckpointedSweep:
             self._sweep.witness = self.fingerprints.witness  # no method of self: a cycle would outlive the solve
             # One plan for all ranks, whose parts of the state may differ: that of the largest.
             draws = 0 if trajectory.whole else sum(x.numel() for x in self.generators)  # bytes; kept with each
-            weights = self._sweep.state_bytes + draws, trajectory.row_bytes + draws
-            state, row = (peers.largest(max(1, x)) for x in weights)
-            sizes = Sizes(self._steps, state, row)
+            state, block, extra = self._sweep.snapshot_bytes()
+            state, row, extra = map(peers.largest, (max(1, state + draws), max(1, trajectory.row_bytes + draws), extra))
+            sizes = Sizes(self._steps, state, row, block, extra)
             self._stream = schedule.stream(sizes)
             if not isinstance(schedule, StoreAll):
                 self.snapshots = peers.call(SnapshotStore, schedule.directory)

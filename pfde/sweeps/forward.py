@@ -79,12 +79,15 @@ class ForwardSweep:
         """Give up the history: no more steps are taken."""
         self._history = None
 
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the largest snapshot; 0 where the history keeps all rows, and a snapshot is an index into them."""
+    def snapshot_bytes(self) -> tuple[int, int, int]:
+        """Bytes of a snapshot between two blocks of the history, steps of a block, bytes more of one inside a block.
+
+        (0, 1, 0) where the history keeps all rows, and a snapshot is an index into them.
+        """
         if not isinstance(self._history, BoundedConvolution):
-            return 0
-        return self._history.state_bytes + self.y.numel() * self.y.element_size()
+            return 0, 1, 0
+        least, most = self._history.state_bytes
+        return least + self.y.numel() * self.y.element_size(), self._history.block, most - least
 
     def snapshot(self) -> dict[str, Tensor]:
         """What `restore` needs to go on from here: views, valid until the next step."""
