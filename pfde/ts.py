@@ -61,6 +61,8 @@ class FractionalTS:
         schedule: Schedule | None = None,
     ) -> None:
         self.alpha, self.method, self.history, self.schedule = alpha, method, history, schedule or StoreAll()
+        self._tolerance: float | None = None
+        self._snapshots: int | None = None
         self.run: CheckpointedSweep | None = None
         self.system: Any = None
         self.error: BaseException | None = None
@@ -86,10 +88,8 @@ class FractionalTS:
         options = PETSc.Options(ts.getOptionsPrefix() or "")
         self.alpha = options.getReal("fde_alpha", self.alpha)
         self.method = options.getString("fde_method", self.method)
-        if options.hasName("fde_tolerance"):
-            self.history = SumOfExponentials(options.getReal("fde_tolerance"))
-        if options.hasName("fde_snapshots"):
-            self.schedule = Revolve(options.getInt("fde_snapshots"))
+        self._tolerance = options.getReal("fde_tolerance") if options.hasName("fde_tolerance") else None
+        self._snapshots = options.getInt("fde_snapshots") if options.hasName("fde_snapshots") else None
 
     def setUp(self, ts: PETSc.TS) -> None:
         """Check the options and take the TS's callbacks and solver."""
@@ -98,6 +98,10 @@ class FractionalTS:
         if self.method not in METHODS:
             raise ValueError(f"-fde_method must be one of {', '.join(METHODS)}: got {self.method!r}")
         check_order("-fde_alpha", [self.alpha])
+        if self._tolerance is not None:
+            self.history = SumOfExponentials(self._tolerance)
+        if self._snapshots is not None:
+            self.schedule = Revolve(self._snapshots)
         vec = ts.getSolution()
         require_device(torch.device("cuda" if "cuda" in vec.getType() else "cpu"))
         self.system = CallbackSystem(ts, vec, implicit=METHODS[self.method].implicit)

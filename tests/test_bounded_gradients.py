@@ -79,7 +79,7 @@ def test_gradient_is_exact_in_a_nutshell(method):
 @every_method
 @pytest.mark.parametrize("history", HISTORIES, ids=named)
 def test_gradient_is_exact(method, history):
-    long = history in HISTORIES[::2]
+    long = history in (HISTORIES[0], HISTORIES[2])
     check(method, 0.6, times(STEPS if long else STEPS // 2), history, product=long)
 
 
@@ -90,9 +90,9 @@ def test_gradient_is_exact_for_several_orders(method, history):
 
 
 @every_method
-@pytest.mark.parametrize("alpha", [0.05, 0.999, 1.0])
+@pytest.mark.parametrize("alpha", [(0.05, 0.999), (1.0, 0.01)])
 def test_gradient_is_exact_at_both_ends_of_the_orders(method, alpha):
-    check(method, alpha, times(34), pfde.SumOfExponentials(1e-10))
+    check(method, torch.tensor(alpha, dtype=torch.float64), times(17), pfde.SumOfExponentials(1e-10))
 
 
 @every_method

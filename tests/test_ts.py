@@ -57,11 +57,13 @@ class TorchReaction(torch.nn.Module):
         return -self.p[0] * y - self.p[1] * y**3 + torch.sin(t) + 0.3 * coupling
 
 
-def torch_reaction(method, alpha):
+def torch_reaction(method, alpha, history=None):
     f = TorchReaction()
     y0 = torch.linspace(0.5, 1.5, 7, dtype=torch.float64, requires_grad=True)
     order = torch.tensor(alpha, dtype=torch.float64, requires_grad=True)
-    y = pfde.fdeint(f, y0, torch.tensor([0.5, 1.5], dtype=torch.float64), order, method=method, step_size=0.125)
+    y = pfde.fdeint(
+        f, y0, torch.tensor([0.5, 1.5], dtype=torch.float64), order, method=method, step_size=0.125, history=history
+    )
     cost = 0.5 * y[-1].square().sum()
     cost.backward()
     return {"cost": cost.item(), "u": y0.grad.tolist(), "p": f.p.grad.tolist(), "alpha": order.grad.item()}
@@ -92,6 +94,35 @@ def test_a_petsc_program_gets_the_same_gradient_on_more_ranks(ranks):
 def test_options_alone_choose_the_scheme():
     assert reaction(1, "-fde_alpha", "0.6", "-fde_method", "bdf2")["bdf2"] == all_methods()["bdf2"]
     assert_same(reaction()["default"], torch_reaction("trapezoid", 1.0), rtol=1e-10)
+
+
+def test_a_compressed_history_and_snapshots_are_options_too():
+    """At a tolerance that is seen in the gradient: it is that of the same compressed scheme behind the other door."""
+    methods = ["euler", "pece", "trapezoid", "gl"]
+    options = "-fde_alpha", "0.6", "-methods", ",".join(methods), "-fde_tolerance", "1e-2", "-fde_snapshots", "1"
+    results = reaction(1, *options)
+    for method in methods:
+        assert_same(results[method], torch_reaction(method, 0.6, pfde.SumOfExponentials(1e-2)), rtol=1e-10)
+    assert results["euler"]["alpha"] != pytest.approx(all_methods()["euler"]["alpha"], rel=1e-8)
+
+
+def test_snapshots_inside_a_petsc_program():
+    """Leaves of two steps, so that states are computed again: bitwise the gradient that needs none, twice."""
+    body = """
+from pfde.ts import FractionalTS, adjoint_solve
+def gradient(schedule):
+    ts = PETSc.TS().createPython(FractionalTS(0.6, "trapezoid", pfde.SumOfExponentials(1e-6), schedule))
+    ts.setRHSFunction(rhs, u.duplicate()); ts.setRHSJacobian(jacobian, J, J)
+    ts.setTime(0.0); ts.setTimeStep(0.05); ts.setMaxTime(1.0); ts.setFromOptions()
+    start = u.duplicate(); start.set(1.0); ts.solve(start)
+    bars = [u.duplicate(), u.duplicate()]
+    bars[0].set(1.0); bars[1].setArray([1.0, -2.0, 0.5])
+    ts.setCostGradients(bars)
+    adjoint_solve(ts)
+    return [b.array.tolist() for b in bars]
+print(gradient(None) == gradient(pfde.Revolve(2, leaf=2)))
+"""
+    assert in_petsc(body).split() == ["True"]
 
 
 def in_petsc(body, *options):
@@ -135,6 +166,8 @@ def attempt(call, *args):
         (["-fde_alpha", "1.5"], "ValueError: -fde_alpha must be in (0, 1]: got 1.5"),
         (["-fde_alpha", "nan"], "ValueError: -fde_alpha must be in (0, 1]: got nan"),
         (["-fde_method", "rk4"], "ValueError: -fde_method must be one of euler"),
+        (["-fde_tolerance", "5"], "ValueError: tolerance must be in (0, 0.1], such as 1e-10: got 5"),
+        (["-fde_snapshots", "0"], "ValueError: snapshots + on_disk must be at least 1: got 0"),
         (["-ts_dt", "0.3"], "ValueError: the time step must divide the interval: got -ts_dt 0.3"),
     ],
 )
