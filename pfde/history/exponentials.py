@@ -112,11 +112,12 @@ def _within(error: float, tolerance: float) -> float:
 
 
 def _next(error: float) -> float:
-    """A tolerance above the error, one digit, rounded up."""
+    """A tolerance above the error, one digit, rounded up; its nodes are others, so not below what all kernels allow."""
     if not math.isfinite(error):
         return math.inf
-    digit = 10.0 ** math.floor(math.log10(1.2 * error))
-    return float(f"{math.ceil(1.2 * error / digit) * digit:.0e}")
+    enough = max(1.2 * error, 1e-14)
+    digit = 10.0 ** math.floor(math.log10(enough))
+    return float(f"{math.ceil(enough / digit) * digit:.0e}")
 
 
 class ExponentialIntervals:
