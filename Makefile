@@ -4,6 +4,7 @@
 .PHONY: help setup train test smoke lint format bench verify clean distclean
 
 RANKS ?= 4
+WORKERS ?= 2
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.pfde/pfde
@@ -15,7 +16,7 @@ unexport PETSC_DIR PETSC_ARCH PYTHONPATH
 
 help:
 	@echo "make train     train examples/train.py on RANKS=$(RANKS) ranks; ARGS=\"--epochs 3 -log_view\" passes options"
-	@echo "make test      the whole test suite, MPI tests included; ARGS=\"-k alpha\" passes options"
+	@echo "make test      the whole test suite, MPI tests included, on WORKERS=$(WORKERS) processes; ARGS=\"-k alpha\" passes options"
 	@echo "make smoke     its quick part"
 	@echo "make lint      formatting, lint, types       make format    put the formatting right"
 	@echo "make bench     speed and memory              make verify    gradients against autograd, as a table"
@@ -31,10 +32,10 @@ train: $(READY)
 	$(BIN)/mpiexec -n $(RANKS) $(BIN)/python examples/train.py $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 smoke: $(READY)
-	$(BIN)/python -m pytest -m smoke $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m smoke $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

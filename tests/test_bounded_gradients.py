@@ -152,7 +152,7 @@ def nonuniform(kind, steps):
 
 @pytest.mark.parametrize("method", GRIDDED)
 @pytest.mark.parametrize("kind", ["graded", "random"])
-@pytest.mark.parametrize("history", [pfde.Exact(), HISTORIES[0], HISTORIES[3]], ids=named)
+@pytest.mark.parametrize("history", [pfde.Exact(), HISTORIES[0]], ids=named)
 def test_gradient_is_exact_on_nonuniform_grids(method, kind, history):
     if history != HISTORIES[3]:
         store = "graph" if kind == "random" else "state"

@@ -86,7 +86,8 @@ def test_a_petsc_program_gets_the_torch_doors_gradient(method):
 def test_a_petsc_program_gets_the_same_gradient_on_more_ranks(ranks):
     """7 unknowns coupled through ghosts; a direct solver, since four ranks on two cores pay for every reduction."""
     direct = ["-ksp_type", "preonly", "-pc_type", "redundant"]
-    results = reaction(ranks, "-fde_alpha", "0.6", "-methods", "pece,trapezoid,bdf2", *direct)
+    methods = "pece,trapezoid,bdf2" if ranks == 2 else "pece,beuler"
+    results = reaction(ranks, "-fde_alpha", "0.6", "-methods", methods, *direct)
     for method, result in results.items():
         assert_same(result, all_methods()[method], rtol=1e-11)
 
