@@ -1,10 +1,13 @@
 """history=None: which history a solve gets, from what each costs.
 
-Microseconds per step and direction, fitted to passes over N = 64 .. 4096 rows of d = 1 .. 8192 entries, float32 and
-float64, one core of an EPYC 9004 (benchmarks/README.md), with s kilobytes a row and Q modes:
+Microseconds per step and direction, fitted to forward passes over N = 64 .. 4096 rows of d = 1 .. 8192 entries, float32
+and float64, one core of an EPYC 9004, with s kilobytes a row and Q modes (on a nonuniform grid the set-up, too):
 
-    exact           10 + s (0.52 + 0.43 log2(N / 64))            several orders: 45 + s (3 + N / 500), many of them 1500
-    exponentials    12 + s (0.3 + 0.018 Q)                       several orders: 25 + 4 s
+                    uniform grid                       several orders                    nonuniform grid
+    exact           10 + s (0.52 + 0.43 log2(N/64))    45 + s (3 + N/500), or 1500 (*)    45 + N/50 + s N/180
+    exponentials    12 + s (0.3 + 0.018 Q)             25 + 4 s                          48 + 2200/N + s (0.3 + 0.018 Q)
+
+    (*) for orders of more than a sixteenth of the components, d > 512
 
 and rows of memory, with those of a gradient: exact N or, in the integral form, 2 N; exponentials 3 Q + N (`pece`:
 2 N). Exponentials are taken at rounding level, 1e-13 in float64 and 1e-7 in float32, where the compressed scheme
@@ -46,7 +49,8 @@ def choose_history(scheme: Scheme, grid: Grid, orders: int, width: int, dtype: t
     modes = (math.log(steps) + 4.2) * math.log(2 / compressed.tolerance) / math.pi**2
     several = orders > 1
     if grid.points is not None:
-        exact_time, time = 20.0 + steps * 0.02 + size * steps / 500, 50.0 + size * (0.3 + 0.018 * modes)
+        exact_time = 45 + steps / 50 + size * steps / 180
+        time = 48 + 2200 / steps + size * (0.3 + 0.018 * modes)
     elif several:
         many = orders * 16 > width
         exact_time, time = 45 + (1500 if many and width > 512 else size * (3 + steps / 500)), 25 + 4 * size
