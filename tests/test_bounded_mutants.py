@@ -126,7 +126,7 @@ MUTANTS = {
         "t[reads][:, None] - t[rows]",
         ON_GRID,
     ),
-    "nearest row as all others": Mutant(IntervalKernel, "_local", "(lag == 1) & keep", "(lag == 0) & keep", ON_GRID),
+    "nearest row as all others": Mutant(IntervalKernel, "_local", "lag == 1", "lag == 0", ON_GRID),
     # the exact history on a nonuniform grid
     "a row of an earlier block left out": Mutant(
         DenseConvolution, "_enter", "(lo + m, self._N + 1)", "(lo + m + 1, self._N + 1)", EXACT

@@ -236,9 +236,7 @@ class IntervalKernel:
                 r = c * self.inputs + i
                 outward[c, r], inward[r, i], scale[c, r] = out, into * g[c, :, :-1], self._weights[c, i]
         distance = t[reads][:, None] - t[(rows + 1).clamp(max=N)]
-        local = self._local(
-            reads[:, None] - rows, distance, reads, g.unsqueeze(1).expand(-1, self.inputs, -1, -1), rows
-        )
+        local = self._local(reads[:, None] - rows, distance, reads, g.unsqueeze(1).expand(-1, self.inputs, -1, -1))
         return self._assemble(local, outward, inward, (t[start] - t[start + m]) * s, scale)
 
     def _reverse_block(self, start: int, m: int) -> Block:
@@ -257,7 +255,7 @@ class IntervalKernel:
             outward[:, i] = (g[i] * out).T
         distance = t[rows.clamp(max=N)] - t[(reads + 1).clamp(max=N)][:, None]
         lag = rows - reads[:, None]
-        local = self._local(lag, distance, rows.clamp(max=N), g.unsqueeze(0).expand(self.outputs, -1, -1, -1), reads)
+        local = self._local(lag, distance, rows.clamp(max=N), g.unsqueeze(0).expand(self.outputs, -1, -1, -1))
         local[:, :, :, rows > N] = 0.0
         return self._assemble(local, outward, inward, (t[end - m + 1] - after) * s, self._weights)
 
@@ -271,11 +269,11 @@ class IntervalKernel:
                 g[c, :, inner.start - lo : inner.stop - lo] = rule.moments(self._nodes, inner.start, inner.stop)
         return g[:, :, columns - lo]
 
-    def _local(self, lag: Tensor, distance: Tensor, rows: Tensor, g: Tensor, columns: Tensor) -> Tensor:
-        """(O, I, reads, ring, G): near at lag 1, the exponentials beyond, zero at lag 0 and below, and for F_0.
+    def _local(self, lag: Tensor, distance: Tensor, rows: Tensor, g: Tensor) -> Tensor:
+        """(O, I, reads, ring, G): near at lag 1, the exponentials beyond, zero at lag 0 and below.
 
-        lag, distance : (reads, ring); rows : n of each read, in reverse of each row of the ring; columns : j likewise
-        the other way round; g : (O, I, Q, length of `columns`)
+        lag, distance : (reads, ring); rows : n, of each read, in reverse of each row of the ring; g : (O, I, Q, *), of
+        the rows of the ring, in reverse of the reads
         """
         decays = torch.exp(-distance.clamp(min=0)[:, :, None] * self._nodes)  # (reads, ring, Q)
         along = "u" if self._reverse else "v"
@@ -283,8 +281,7 @@ class IntervalKernel:
         near = self._near[:, :, rows]
         near = near[:, :, None] if self._reverse else near[:, :, :, None]
         lag = lag[:, :, None]
-        keep = columns[None, :, None] > 0 if not self._reverse else columns[:, None, None] > 0
-        return torch.where((lag == 1) & keep, near, torch.where((lag > 1) & keep, far, 0.0))
+        return torch.where(lag == 1, near, torch.where(lag > 1, far, 0.0))
 
     def _assemble(self, local: Tensor, outward: Tensor, inward: Tensor, decay: Tensor, scale: Tensor) -> Block:
         if self._G == 1:
