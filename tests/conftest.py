@@ -1,7 +1,11 @@
-"""Shared by all tests: one thread, and PETSc's options database as each test found it."""
+"""Shared by all tests: one thread, PETSc's options database as each test found it, a folder for snapshots."""
+
+import gc
+import tempfile
 
 import pytest
 import torch
+from checkpointing import left_in
 
 torch.set_num_threads(1)
 
@@ -14,3 +18,13 @@ def _petsc_options():
     before = dict(PETSc.Options().getAll())
     yield
     assert dict(PETSc.Options().getAll()) == before, "the test left PETSc options behind"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where all disk tiers of a test go; nothing is in it when the test ends."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    if left_in(tmp_path):
+        gc.collect()  # which is slow; an error that pytest has caught may hold a solve
+    assert left_in(tmp_path) == [], "snapshots were left on disk"
