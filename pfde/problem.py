@@ -107,8 +107,7 @@ class Problem:
     def function(self, y0: Tensor) -> TorchFunction:
         """f, checked and counted."""
         draws = Draws(y0.device) if self.draws else None
-        times = self.grid.times()
-        return TorchFunction(self.func, self.layout, self.parameters, y0.dtype, y0.device, times, self.peers, draws)
+        return TorchFunction(self.func, self.layout, self.parameters, y0.dtype, y0.device, self.grid, self.peers, draws)
 
     def prepare(self, alpha: Tensor, y0: Tensor) -> Discretisation:
         """The scheme on its grid for this order, with the history for this state. Collective.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ..errors import NonFiniteError
 from .peers import Peers
 from .random import Draws
 
+_TABLE = 2**16  # steps up to which the times are kept as a table
 _IN_PLACE = "write y = y + ... instead of y += ... in func"
 
 
@@ -77,6 +78,20 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
+class Times(Protocol):
+    """The grid as a function sees it."""
+
+    @property
+    def steps(self) -> int:
+        """N."""
+
+    def time(self, n: int) -> float:
+        """t_n."""
+
+    def times(self) -> Tensor:
+        """All of them, (N+1,) float64."""
+
+
 class ParameterBar:
     """The cotangents of a sequence of parameters, summed in place; None where nothing arrived."""
 
@@ -115,7 +130,7 @@ class TorchFunction:
     layout : of the state
     parameters : tensors that require a gradient and that func uses
     dtype, device : of the state
-    times : t_0, ..., t_N, float64
+    grid : the times t_0, ..., t_N
     draws : the random states of the steps, where func draws random numbers
     peers : the ranks that share the state; every call is collective over them
     """
@@ -127,14 +142,16 @@ class TorchFunction:
         parameters: Sequence[Tensor],
         dtype: torch.dtype,
         device: torch.device,
-        times: Tensor,
+        grid: Times,
         peers: Peers,
         draws: Draws | None = None,
     ) -> None:
         self.func, self.layout, self.parameters = func, layout, tuple(parameters)
         self.dtype, self.device, self.peers = dtype, device, peers
-        self.steps = len(times) - 1
-        self._times = times.to(dtype=dtype, device=device)
+        self.steps, self._grid = grid.steps, grid
+        self._times: Tensor | None = None  # a table, where it is small or saves transfers to the device
+        if grid.steps <= _TABLE or device.type != "cpu":
+            self._times = grid.times().to(dtype=dtype, device=device)
         self.evaluations = 0
         self.trusted = False  # whether all states have been seen by a completed forward pass, f finite at each
         self.draws = draws
@@ -151,7 +168,7 @@ class TorchFunction:
             y = y.detach().requires_grad_()
             if not self.differentiates_time:
                 return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y))
-            time = self._times[n].clone().requires_grad_()
+            time = self._time(n).clone().requires_grad_()
             return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y, time), n, time)
 
     def on_graph(self, n: int, t: float, y: Tensor) -> Tensor:
@@ -160,7 +177,12 @@ class TorchFunction:
 
     def put_times_on_graph(self, times: Tensor) -> None:
         """Let `on_graph` pass these times, (N+1,) on a graph of their own."""
-        self._times = times.to(self._times)
+        self._times = times.to(dtype=self.dtype, device=self.device)
+
+    def _time(self, n: int) -> Tensor:
+        if self._times is not None:
+            return self._times[n]
+        return torch.tensor(self._grid.time(n), dtype=self.dtype, device=self.device)
 
     def _checked(self, n: int, t: float, y: Tensor, time: Tensor | None = None) -> Tensor:
         self.evaluations += 1
@@ -184,7 +206,7 @@ class TorchFunction:
         if self.draws is not None:
             self.draws.enter(n)
         try:
-            return self.func(self._times[n] if time is None else time, self.layout.unflatten(y))
+            return self.func(self._time(n) if time is None else time, self.layout.unflatten(y))
         except RuntimeError as error:
             if "in-place" in str(error):  # torch's own refusal, where y is on a graph
                 error.add_note(f"If func changes y in place: {_IN_PLACE}")

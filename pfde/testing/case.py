@@ -97,9 +97,7 @@ class Case:
         """y' u at the outputs, (T, d)."""
         flat = torch.cat([x.reshape(-1) for x in self.y0])
         peers = Peers(None)
-        function = TorchFunction(
-            self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid.times(), peers
-        )
+        function = TorchFunction(self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid, peers)
         where = self.scheme, self.grid, self.outputs, self.history, Discrete(), self.group, self.layout, self.func
         problem = Problem(*where, self.parameters, peers, "", Stats(self.scheme.name))
         discretisation = problem.prepare(self.alpha, flat)
