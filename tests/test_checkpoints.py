@@ -221,8 +221,10 @@ def resident():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
 def test_memory_does_not_grow_with_the_steps():
-    """1000 steps of 4096 doubles: 33 MB of states with store-all; with two snapshots and a leaf of 64 about 5 MB, and up
-    to 8 in a process whose heap other tests have used."""
+    """1000 steps of 4096 doubles: 33 MB of states with store-all; with two snapshots and a leaf of 64 about 5 MB.
+
+    Up to 8 MB were seen in a process whose heap other tests had used.
+    """
     w = torch.full((4096,), 0.5, dtype=torch.float64, requires_grad=True)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     peak = calls = 0
