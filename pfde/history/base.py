@@ -86,9 +86,6 @@ class Bounded(ABC):
 class Intervals(Protocol):
     """The weights of one product-integration rule on a nonuniform grid, as a history sees them."""
 
-    def block(self, alpha: torch.Tensor, n0: int, n1: int, j0: int, j1: int) -> torch.Tensor:
-        """The weights of the columns j0..j1-1 in the rows n0..n1-1, (rows, columns, G), zero unless j < n."""
-
     def moments(self, s: torch.Tensor, j0: int, j1: int) -> torch.Tensor:
         """g (Q, j1 - j0): the weight of column j in a row n >= j + 2 is sum_q w_q exp(-s_q (t_n - t_{j+1})) g_qj."""
 

@@ -111,3 +111,21 @@ def check_count(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name} must be an int of at least {least}: got {value!r}; give a whole number")
     if value < least:
         raise ValueError(f"{name} must be at least {least}: got {value}; give a larger number")
+
+
+def check_tiers(
+    snapshots: int | None, on_disk: int, directory: str | os.PathLike[str] | None, leaf: int | None
+) -> None:
+    """TypeError or ValueError unless these describe snapshots in memory (None: not counted) and on disk, and a leaf."""
+    check_count("on_disk", on_disk, 0)
+    if snapshots is not None:
+        check_count("snapshots", snapshots, 0)
+        if snapshots + on_disk == 0:
+            raise ValueError("snapshots + on_disk must be at least 1: got 0; allow one, or use StoreAll()")
+    if leaf is not None:
+        check_count("leaf", leaf, 1)
+    if directory is not None and on_disk == 0:
+        raise ValueError(
+            f"directory applies to snapshots on disk: got directory={os.fspath(directory)!r}, on_disk=0; "
+            "give on_disk, or leave directory out"
+        )

@@ -39,7 +39,7 @@ from checkpoint_schedules import (
     StorageType,
 )
 
-from .base import Schedule, Sizes, Stream, check_count, forward_steps, in_steps
+from .base import Schedule, Sizes, Stream, check_count, check_tiers, forward_steps, in_steps
 
 _LEAF = 64
 
@@ -62,16 +62,7 @@ class Online(Schedule):
 
     def __post_init__(self) -> None:
         check_count("snapshots", self.snapshots, 0)
-        check_count("on_disk", self.on_disk, 0)
-        if self.snapshots + self.on_disk == 0:
-            raise ValueError("snapshots + on_disk must be at least 1: got 0; allow one, or use StoreAll()")
-        if self.leaf is not None:
-            check_count("leaf", self.leaf, 1)
-        if self.directory is not None and self.on_disk == 0:
-            raise ValueError(
-                f"directory applies to snapshots on disk: got directory={os.fspath(self.directory)!r}, on_disk=0; "
-                "give on_disk, or leave directory out"
-            )
+        check_tiers(self.snapshots, self.on_disk, self.directory, self.leaf)
 
     def stream(self, sizes: Sizes) -> Stream:
         """The actions of one solve; sizes.steps is not used."""

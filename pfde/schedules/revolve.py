@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from checkpoint_schedules import CheckpointAction, MultistageCheckpointSchedule
 
-from .base import Schedule, Sizes, Stream, check_count, forward_steps, in_steps
+from .base import Schedule, Sizes, Stream, check_count, check_tiers, forward_steps, in_steps
 
 _ROUND = 64  # leaves longer than this are multiples of it, as are the blocks of a history
 _EVERY = 4096  # numbers of snapshots tried one by one; beyond, in steps of a 512th
@@ -78,20 +78,9 @@ class Revolve(Schedule):
                 f"exactly one of snapshots and memory must be given: got snapshots={self.snapshots!r}, "
                 f"memory={self.memory!r}; write Revolve(10) or Revolve(memory='200MB')"
             )
-        check_count("on_disk", self.on_disk, 0)
-        if self.snapshots is not None:
-            check_count("snapshots", self.snapshots, 0)
-            if self.snapshots + self.on_disk == 0:
-                raise ValueError("snapshots + on_disk must be at least 1: got 0; allow one, or use StoreAll()")
+        check_tiers(self.snapshots, self.on_disk, self.directory, self.leaf)
         if self.memory is not None:
             parse_bytes(self.memory)
-        if self.leaf is not None:
-            check_count("leaf", self.leaf, 1)
-        if self.directory is not None and self.on_disk == 0:
-            raise ValueError(
-                f"directory applies to snapshots on disk: got directory={os.fspath(self.directory)!r}, on_disk=0; "
-                "give on_disk, or leave directory out"
-            )
 
     def plan(self, sizes: Sizes) -> Plan:
         """The snapshots and the leaf for a solve of these sizes, and what they cost."""
