@@ -8,16 +8,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import ConvergenceError, NonFiniteError, PeerError, PfdeError, ReplayError, SnapshotError
-    from .gradients import Backprop, Discrete
+    from .errors import (
+        ConvergenceError,
+        NonFiniteError,
+        PeerError,
+        PfdeError,
+        ReplayError,
+        SnapshotError,
+        StepLimitError,
+    )
+    from .gradients import Backprop, Continuous, Discrete, Symplectic
     from .grids import graded
     from .history import Exact, ShortMemory, SumOfExponentials
+    from .initial_value import Solution
+    from .ordinary import odeint, odeint_event
+    from .ordinary_problem import Split
     from .schedules import Online, Revolve, StoreAll
-    from .solving import Solution, fdeint, solve
+    from .solving import fdeint, solve
     from .system.peers import raise_together
 
 _HOME = {
     "Backprop": "gradients",
+    "Continuous": "gradients",
     "ConvergenceError": "errors",
     "Discrete": "gradients",
     "Exact": "history",
@@ -29,17 +41,23 @@ _HOME = {
     "Revolve": "schedules",
     "ShortMemory": "history",
     "SnapshotError": "errors",
-    "Solution": "solving",
+    "Solution": "initial_value",
+    "Split": "ordinary_problem",
+    "StepLimitError": "errors",
     "SumOfExponentials": "history",
     "StoreAll": "schedules",
+    "Symplectic": "gradients",
     "fdeint": "solving",
     "graded": "grids",
+    "odeint": "ordinary",
+    "odeint_event": "ordinary",
     "raise_together": "system.peers",
     "solve": "solving",
 }
 
 __all__ = [
     "Backprop",
+    "Continuous",
     "ConvergenceError",
     "Discrete",
     "Exact",
@@ -52,11 +70,16 @@ __all__ = [
     "ShortMemory",
     "SnapshotError",
     "Solution",
+    "Split",
+    "StepLimitError",
     "StoreAll",
     "SumOfExponentials",
+    "Symplectic",
     "__version__",
     "fdeint",
     "graded",
+    "odeint",
+    "odeint_event",
     "raise_together",
     "solve",
 ]
@@ -68,7 +91,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in ("nn", "testing", "ts"):
+    if name in ("nn", "testing", "ts", "ordinary"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'pfde' has no attribute {name!r}")
 

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from .history import Exact, ShortMemory, SumOfExponentials
 from .schemes import METHODS, Scheme
 from .schemes.base import check_order
+from .schemes.one_step import OneStep
 from .sweeps.grid import Grid
 from .system.torch_function import StateLayout, describe
 
@@ -44,27 +45,38 @@ def check_state(y0: Any) -> tuple[StateLayout, Tensor]:
             raise TypeError(f"y0 must be a tensor or a tuple of tensors: got {describe(part)}")
         if part.layout != torch.strided:
             raise TypeError(f"y0 must be dense: got {part.layout}; use y0.to_dense()")
-        if part.is_complex():
-            raise TypeError(f"y0 must be real: got {part.dtype}; integrate torch.view_as_real(y0) instead")
-        if part.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"y0 must be float32 or float64: got {part.dtype}; use y0.double() or y0.float()")
-        if part.dtype != parts[0].dtype or part.device != parts[0].device:
+        if part.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
             raise TypeError(
-                f"the tensors of y0 must share dtype and device: got {parts[0].dtype} on {parts[0].device} and "
+                f"y0 must be float32 or float64, or complex: got {part.dtype}; use y0.double() or y0.float()"
+            )
+        if part.dtype.to_real() != parts[0].dtype.to_real() or part.device != parts[0].device:
+            raise TypeError(
+                f"the tensors of y0 must share precision and device: got {parts[0].dtype} on {parts[0].device} and "
                 f"{part.dtype} on {part.device}"
             )
-    layout = StateLayout(tuple(part.shape for part in parts), is_tuple)
+    is_complex = tuple(part.is_complex() for part in parts)
+    layout = StateLayout(tuple(part.shape for part in parts), is_tuple, is_complex if any(is_complex) else ())
     if layout.size == 0:
         shapes = ", ".join(str(tuple(shape)) for shape in layout.shapes)
         raise ValueError(
             f"y0 must have entries, on every rank where comm is given: got shape {shapes}; leave ranks without a part "
             "of the state out of comm"
         )
-    return layout, torch.cat([part.reshape(-1) for part in parts]) if is_tuple else y0.reshape(-1)
+    flat = [(torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1) for x in parts]
+    return layout, torch.cat(flat) if is_tuple else flat[0]
 
 
 def check_times(t: Any) -> list[float]:
-    """The output times as doubles."""
+    """The output times as doubles, strictly increasing."""
+    times = finite_times(t)
+    for i in range(1, len(times)):
+        if not times[i] > times[i - 1]:
+            raise ValueError(f"t must be strictly increasing: got t[{i - 1}]={times[i - 1]:g}, t[{i}]={times[i]:g}")
+    return times
+
+
+def finite_times(t: Any) -> list[float]:
+    """The output times as doubles, at least two."""
     if not isinstance(t, Tensor):
         try:
             t = torch.as_tensor(t, dtype=torch.float64)
@@ -77,9 +89,6 @@ def check_times(t: Any) -> list[float]:
     times: list[float] = t.double().tolist()
     if not all(map(math.isfinite, times)):
         raise ValueError(f"t must be finite: got {times[:8]}")
-    for i in range(1, len(times)):
-        if not times[i] > times[i - 1]:
-            raise ValueError(f"t must be strictly increasing: got t[{i - 1}]={times[i - 1]:g}, t[{i}]={times[i]:g}")
     return times
 
 
@@ -90,7 +99,7 @@ def check_grid(times: list[float], step_size: float | None, scheme: Scheme) -> t
         steps = len(times) - 1
         h = (t1 - t0) / steps
     else:
-        h = _number("step_size", step_size)
+        h = as_number("step_size", step_size)
         if not 0 < h <= (t1 - t0) * (1 + 1e-9):
             raise ValueError(f"step_size must be in (0, t[-1] - t[0] = {t1 - t0:g}]: got {h:g}")
         steps = round((t1 - t0) / h)
@@ -136,7 +145,8 @@ def check_ends(t: Any, grid: Grid) -> Tensor | None:
     return torch.stack([t[0], t[-1]])
 
 
-def _number(name: str, value: Any) -> float:
+def as_number(name: str, value: Any) -> float:
+    """A float. Raises TypeError or ValueError."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name} requires a gradient, which is not implemented: pass float({name})")
     if isinstance(value, bool | str) or not hasattr(value, "__float__"):
@@ -159,7 +169,8 @@ def check_alpha(alpha: Any, layout: StateLayout, device: torch.device) -> tuple[
         raise ValueError(f"alpha must be a single number for a tuple y0: got shape {tuple(alpha.shape)}")
     index = torch.arange(alpha.numel(), device=device).reshape(alpha.shape)
     try:
-        return alpha, index.expand(layout.shapes[0]).reshape(-1)
+        group = index.expand(layout.shapes[0]).reshape(-1)
+        return alpha, group.repeat_interleave(2) if layout.is_complex else group
     except RuntimeError:
         raise ValueError(
             f"alpha must broadcast to y0's shape {tuple(layout.shapes[0])}: got {tuple(alpha.shape)}"
@@ -218,7 +229,7 @@ def check_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(options)
 
 
-def check_solver_options(options: Mapping[str, Any], scheme: Scheme) -> None:
+def check_solver_options(options: Mapping[str, Any], scheme: Scheme | OneStep) -> None:
     """Raise ValueError for options of the stage solver where a method has none (its TS would read and ignore them)."""
     for name in options:
         if not scheme.implicit and name.startswith(("snes_", "ksp_", "pc_", "fde_jacobian")):

@@ -1,40 +1,59 @@
 """The bridge to torch.autograd: one Function whose forward is a TS solve and whose backward is the adjoint sweep.
 
-    forward:  (alpha, y0, t, theta) -> y at the output steps  TS.solve -> forward sweep -> trajectory, snapshots
-    backward: y_bar -> (alpha_bar, y0_bar, t_bar, theta_bar)  adjoint sweep, with what the schedule computes again
+    forward:  (inputs, theta) -> y at the output times        TS.solve -> forward sweep -> trajectory, snapshots
+    backward: y_bar -> (input_bars, theta_bar)                adjoint sweep, with what the schedule computes again
 
-The run belongs to the graph node of one solve: two pending solves share nothing. A backward pass spends it; a
-second one (retain_graph=True) computes it anew, by the same steps, so that its gradient is bitwise the same.
+The inputs are (alpha, y0, the ends of t) of a Caputo equation, (y0, t) of an ordinary one. The run belongs to the graph
+node of one solve: two pending solves share nothing. A backward pass spends it; a second one (retain_graph=True)
+computes it anew, by the same steps, so that its gradient is bitwise the same.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .gradients import Discrete
-from .problem import Problem
+from .system.peers import Peers
 
 
-class FractionalSolve(torch.autograd.Function):
-    """y at the output steps, (len(outputs), d), as a differentiable function of (alpha, y0, ends, *parameters).
+class Solvable(Protocol):
+    """A validated problem, as the Function sees it."""
 
-    ends : (2,), t_0 and t_N, between which the grid is uniform; None where t requires no gradient
+    @property
+    def peers(self) -> Peers:
+        """The ranks that share the state."""
+
+    @property
+    def frozen(self) -> tuple[Tensor, ...]:
+        """Tensors beside inputs and parameters that must stay as they are until the backward pass."""
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, Any]:
+        """y at the outputs, (T, d), and the run that the backward pass needs."""
+
+    def backward(
+        self, run: Any, y_bar: Tensor, needed: Sequence[bool]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """The cotangents of the inputs, as far as needed, and of the parameters."""
+
+
+class Solve(torch.autograd.Function):
+    """y at the output times, (T, d), as a differentiable function of the inputs and the parameters.
+
+    `count` says how many of the tensors are inputs; one that is None has no gradient.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, problem: Solvable, count: int, *tensors: Tensor | None) -> Tensor:
         """Solve, and keep what the backward pass needs."""
-        assert isinstance(problem.gradient, Discrete)
-        y, ctx.run, ctx.system = problem.integrate(alpha, y0, problem.gradient, ends=ends is not None)
-        ctx.problem = problem
-        ctx.ends = None if ends is None else ends.detach()
-        ctx.save_for_backward(alpha, y0, *parameters, *problem.frozen)  # torch refuses if one is changed in place
-        kind = y0.device.type
+        y, ctx.run = problem.forward(*tensors[:count])
+        ctx.problem, ctx.count = problem, count
+        ctx.likes = [None if x is None else (x.shape, x.dtype, x.device) for x in tensors[:count]]
+        given = [x for x in tensors if x is not None]
+        ctx.save_for_backward(*given, *problem.frozen)  # torch refuses if one is changed in place
+        kind = y.device.type
         ctx.autocast = torch.autocast(
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
         )
@@ -43,24 +62,22 @@ class FractionalSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, y_bar: Tensor) -> tuple[Tensor | None, ...]:
         """The adjoint sweep."""
-        problem: Problem = ctx.problem
-        alpha = problem.peers.call(_saved_alpha, ctx)
+        problem: Solvable = ctx.problem
+        problem.peers.call(_may_run, ctx)
         with ctx.autocast:  # f is evaluated as in the forward pass
-            alpha_bar, y0_bar, ends_bar, theta_bar = problem.reverse(
-                ctx.run, ctx.system, y_bar, alpha=ctx.needs_input_grad[1], ends=ctx.needs_input_grad[3]
-            )
-        if alpha_bar is not None:
-            alpha_bar = alpha_bar.to(alpha).reshape(alpha.shape)
-        if ends_bar is not None:
-            ends_bar = ends_bar.to(ctx.ends)
-        return None, alpha_bar, y0_bar, ends_bar, *theta_bar
+            bars, theta_bar = problem.backward(ctx.run, y_bar, ctx.needs_input_grad[2 : 2 + ctx.count])
+        inputs = [
+            None if bar is None or like is None else bar.to(dtype=like[1], device=like[2]).reshape(like[0])
+            for bar, like in zip(bars, ctx.likes, strict=True)
+        ]
+        return None, None, *inputs, *theta_bar
 
 
-def _saved_alpha(ctx: Any) -> Tensor:
-    """alpha, once it is sure that the backward pass may run. Raises RuntimeError."""
+def _may_run(ctx: Any) -> None:
+    """Raise RuntimeError where the backward pass may not run."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "double backward (create_graph=True) through pfde.Discrete is not implemented: use "
             "gradient=pfde.Backprop() with an explicit method"
         )
-    return ctx.saved_tensors[0]
+    _ = ctx.saved_tensors  # torch's own check that none was changed in place

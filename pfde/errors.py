@@ -15,6 +15,18 @@ class NonFiniteError(PfdeError, FloatingPointError):
     """f returned NaN or inf; the message names t and the step."""
 
 
+class StepLimitError(PfdeError):
+    """Adaptive steps became too small or too many; the message names t.
+
+    Attributes
+    ----------
+    t, y : the last time that was reached, and the state there (of y0's shape); None where the solve did not tell
+    """
+
+    t: float | None = None
+    y: object = None
+
+
 class PeerError(PfdeError):
     """Another rank of the communicator failed; raised here so that all ranks leave together."""
 

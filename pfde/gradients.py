@@ -56,3 +56,36 @@ class Discrete:
 class Backprop:
     """Autograd through the same steps: memory O(N (d + f's graph)), time O(N^2 d); supports double backward for
     explicit methods."""
+
+
+@dataclass(frozen=True)
+class Symplectic:
+    """The discrete adjoint of a one-step method in the least memory beside the states.
+
+    The states of all steps are kept, the stages of a step computed again, and one graph of f is alive at a time:
+    N + s + L for N steps, s stages, and a graph of size L. f is evaluated once more a stage than with `Discrete()`,
+    which has the s graphs of a step alive.
+
+    The gradient is that of `Discrete`. Matsubara, Miyatake, Yaguchi (2021, arXiv:2102.09750).
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuous:
+    """The continuous adjoint, discretised: y, lambda and theta_bar are integrated backwards in time.
+
+    Memory is that of the outputs, but the gradient is that of no discrete solution: it has the error of both passes,
+    and where y' = f is dissipative, going backwards is unstable and the gradient may be wrong altogether, without a
+    sign (docs/odes.md has an example). Here for comparison, and for what needs O(1) memory and is not stiff.
+
+    Parameters
+    ----------
+    rtol, atol : of the backward pass; None takes those of the forward pass
+    method : of the backward pass, an explicit one; None takes that of the forward pass, or dopri5 if it is implicit
+    step_size : of the backward pass; None takes that of the forward pass
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    method: str | None = None
+    step_size: float | None = None

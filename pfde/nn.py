@@ -1,4 +1,4 @@
-"""Fractional differential equations as torch modules."""
+"""Fractional and ordinary differential equations as torch modules."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_method, check_times
-from .gradients import Backprop, Discrete
+from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .history import Bounded, Exact
+from .ordinary import odeint
+from .ordinary_arguments import check_monotone, check_ode_method
 from .schemes.base import check_order
 from .solving import fdeint
 
@@ -85,9 +87,7 @@ class FDEBlock(nn.Module):
         """y at t_1, of y0's shape; at all times of t with `return_all`."""
         t = torch.tensor(self.t, dtype=torch.float64)
         y = fdeint(self.func, y0, t, self.alpha, **self._keywords)
-        if self.return_all:
-            return y
-        return tuple(part[-1] for part in y) if isinstance(y, tuple) else y[-1]
+        return y if self.return_all else last_of(y)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
@@ -106,3 +106,62 @@ def _start_order(alpha: float | Tensor) -> Tensor:
         )
     check_order("alpha", start.reshape(-1).tolist())
     return start.to(torch.float64, copy=True)
+
+
+class ODEBlock(nn.Module):
+    """The map y(t_0) -> y(t_1) of y' = func(t, y): a layer of continuous depth.
+
+    Parameters
+    ----------
+    func : nn.Module or callable, (t, y) -> dy
+    t : (t_0, t_1) or more times, increasing or decreasing
+    return_all : return y at all times of t, (T, *y0.shape), and not at the last one only
+    method, rtol, atol, step_size, gradient, params, options, options_prefix, comm : as in `pfde.odeint`
+    """
+
+    def __init__(
+        self,
+        func: Callable[[Tensor, Any], Any],
+        *,
+        t: Sequence[float] | Tensor = (0.0, 1.0),
+        return_all: bool = False,
+        method: str | None = "dopri5",
+        rtol: Any = 1e-7,
+        atol: Any = 1e-9,
+        step_size: float | None = None,
+        gradient: Discrete | Symplectic | Continuous | Backprop | None = None,
+        params: Sequence[Tensor] | None = None,
+        options: Mapping[str, Any] | None = None,
+        options_prefix: str = "",
+        comm: Any | None = None,
+    ) -> None:
+        super().__init__()
+        self.func, self.return_all = func, return_all
+        self.t = check_monotone(t)
+        if not (isinstance(method, str) and method.startswith("petsc:")):
+            check_ode_method(method)
+        self._keywords: dict[str, Any] = {
+            "method": method,
+            "rtol": rtol,
+            "atol": atol,
+            "step_size": step_size,
+            "gradient": gradient,
+            "params": None if params is None else tuple(params),  # an iterator would serve one call only
+            "options": options,
+            "options_prefix": options_prefix,
+            "comm": comm,
+        }
+
+    def forward(self, y0: Any) -> Any:
+        """y at t_1, of y0's shape; at all times of t with `return_all`."""
+        y = odeint(self.func, y0, torch.tensor(self.t, dtype=torch.float64), **self._keywords)
+        return y if self.return_all else last_of(y)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"t={self.t}, method={self._keywords['method']!r}"
+
+
+def last_of(y: Any) -> Any:
+    """The last row of y, or of each tensor in a tuple."""
+    return tuple(part[-1] for part in y) if isinstance(y, tuple) else y[-1]

@@ -6,72 +6,48 @@ alpha and the parameters belong to autograd and are passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ts
 from .choice import Choice, choose_history
 from .errors import PfdeError
 from .gradients import Backprop, Discrete
 from .history import Bounded, Exact
+from .initial_value import InitialValueProblem
 from .schedules import StoreAll
 from .schemes import Scheme
+from .sweeps.adjoint import AdjointSweep
 from .sweeps.backprop import backprop
 from .sweeps.checkpoints import CheckpointedSweep
 from .sweeps.discretisation import Discretisation
 from .sweeps.grid import Grid, Orders
+from .sweeps.trajectory import Trajectory
 from .system.base import System
-from .system.peers import Peers
 from .system.random import Draws, generator_states, preserved
-from .system.torch_function import StateLayout, TorchFunction
+from .system.torch_function import TorchFunction
 from .system.torch_system import GraphSystem, TorchSystem
 
 
-@dataclass
-class Stats:
-    """What a solve has cost so far; the backward pass adds to it.
+class _Run(NamedTuple):
+    """What a forward pass leaves for the backward pass."""
 
-    Attributes
-    ----------
-    method : the scheme's name
-    steps, rejected : steps taken and rejected
-    nfe_forward, nfe_recompute, nfe_backward : evaluations of f, by phase (a linearisation counts as one)
-    newton_iterations, linear_iterations : of SNES and KSP, all phases
-    snapshots_peak, snapshot_bytes_peak : checkpoints held at once, in memory and on disk together (an index into the
-        exact history counts, and costs nothing)
-    history, history_reason : the history used, and why where it was chosen (history=None)
-    history_error : the largest relative error of its kernel over all lags; 0 for the exact one
-    """
-
-    method: str
-    steps: int = 0
-    rejected: int = 0
-    nfe_forward: int = 0
-    nfe_recompute: int = 0
-    nfe_backward: int = 0
-    newton_iterations: int = 0
-    linear_iterations: int = 0
-    snapshots_peak: int = 0
-    snapshot_bytes_peak: int = 0
-    history: str = ""
-    history_reason: str = ""
-    history_error: float = 0.0
+    sweep: CheckpointedSweep
+    system: TorchSystem
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Problem(InitialValueProblem):
     """A validated solve, but for the values of y0, alpha and the parameters, which autograd owns.
 
     outputs : the step numbers of the requested times, increasing, the first one 0
-    group : (d,) index of each component's order, or None when all share one
-    parameters : what func uses and what requires a gradient
     history : None leaves the choice to `prepare`
-    draws : whether func draws random numbers
+    group : (d,) index of each component's order, or None when all share one
     """
 
     scheme: Scheme
@@ -80,25 +56,6 @@ class Problem:
     history: Exact | Bounded | None
     gradient: Discrete | Backprop
     group: Tensor | None
-    layout: StateLayout
-    func: Callable[[Tensor, Any], Any]
-    parameters: tuple[Tensor, ...]
-    peers: Peers
-    options_prefix: str
-    stats: Stats
-    draws: bool = False
-
-    @property
-    def frozen(self) -> tuple[Tensor, ...]:
-        """A module's parameters that require no gradient: the backward pass evaluates func with them again."""
-        if not isinstance(self.func, nn.Module):
-            return ()
-        return tuple(p for p in self.func.parameters() if not p.requires_grad)
-
-    def needs_gradient(self, *inputs: Tensor | None) -> bool:
-        """Whether autograd is to follow the solve."""
-        given = [x for x in (*inputs, *self.parameters) if x is not None]
-        return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
     def orders(self, alpha: Tensor) -> Orders:
         """The orders as the weights take them."""
@@ -106,8 +63,7 @@ class Problem:
 
     def function(self, y0: Tensor) -> TorchFunction:
         """f, checked and counted."""
-        draws = Draws(y0.device) if self.draws else None
-        return TorchFunction(self.func, self.layout, self.parameters, y0.dtype, y0.device, self.grid, self.peers, draws)
+        return self.make_function(self.func, y0, self.grid, Draws(y0.device) if self.draws else None)
 
     def prepare(self, alpha: Tensor, y0: Tensor) -> Discretisation:
         """The scheme on its grid for this order, with the history for this state. Collective.
@@ -139,6 +95,19 @@ class Problem:
         _ = discretisation.operator  # the compression is tried now
         return discretisation
 
+    def forward(self, alpha: Tensor, y0: Tensor, ends: Tensor | None) -> tuple[Tensor, _Run]:
+        """The forward pass for autograd: `integrate`, and what the backward pass needs."""
+        assert isinstance(self.gradient, Discrete)
+        y, sweep, system = self.integrate(alpha, y0, self.gradient, ends=ends is not None)
+        return y, _Run(sweep, system)
+
+    def backward(
+        self, run: _Run, y_bar: Tensor, needed: Sequence[bool]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """The cotangents of (alpha, y0, ends), as far as `needed`, and of the parameters. Collective."""
+        alpha_bar, y0_bar, ends_bar, theta_bar = self.reverse(*run, y_bar, alpha=needed[0], ends=needed[2])
+        return [alpha_bar, y0_bar, ends_bar], theta_bar
+
     def integrate(
         self, alpha: Tensor, y0: Tensor, gradient: Discrete | None, *, ends: bool = False
     ) -> tuple[Tensor, CheckpointedSweep, TorchSystem]:
@@ -160,18 +129,18 @@ class Problem:
         discretisation = self.prepare(alpha, y0)
         run, system = ts.integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.options_prefix)
         drew = not all(map(torch.equal, generators, generator_states(y0.device)))
-        self.peers.agree(_random_error(gradient) if drew and not self.draws else None)
+        self.peers.agree(random_error(gradient) if drew and not self.draws else None)
         function.trusted = True
         self.stats.steps = self.grid.steps
         self.stats.nfe_forward += function.evaluations
-        self._count_snapshots(run)
-        self._count_iterations(system)
+        self.count_snapshots(run.snapshots)
+        self.count_iterations(system)
         return y, run, system
 
     def backprop(self, alpha: Tensor, y0: Tensor, ends: Tensor | None) -> Tensor:
         """The same steps on autograd's graph; y at the outputs, (len(outputs), d). Collective."""
         function = self.function(y0)
-        system = ts.bare_system(self.scheme, function, options_prefix=self.options_prefix)
+        system = ts.bare_system(function, implicit=self.scheme.implicit, options_prefix=self.options_prefix)
         discretisation = self.prepare(alpha, y0)
         order = alpha.double().cpu().reshape(-1)
         h = None
@@ -182,7 +151,7 @@ class Problem:
         y = backprop(discretisation, order, cast(System, GraphSystem(system)), y0, self.outputs, h)
         self.stats.steps = self.grid.steps
         self.stats.nfe_forward += function.evaluations
-        self._count_iterations(system)
+        self.count_iterations(system)
         return torch.stack([y[n] for n in self.outputs])
 
     def reverse(
@@ -202,30 +171,21 @@ class Problem:
                 function.evaluations = 0
             theta_bar = system.parameter_cotangent()
             cotangents = {n: y_bar[i] for i, n in enumerate(self.outputs)}
-            bars = run.reverse(cotangents, theta_bar, alpha=alpha, h=ends)
+            assert isinstance(run.trajectory, Trajectory)
+            bars = run.reverse(AdjointSweep(run.trajectory, system, cotangents, theta_bar, alpha=alpha, h=ends))
         stats.nfe_recompute += run.recomputed
         stats.nfe_backward += function.evaluations - run.recomputed
-        self._count_snapshots(run)
-        self._count_iterations(system)
+        self.count_snapshots(run.snapshots)
+        self.count_iterations(system)
         ends_bar = None
         if bars.h is not None:
             last = (bars.h + theta_bar.rate) / self.grid.steps
             ends_bar = torch.tensor([theta_bar.first - last, last], dtype=torch.float64)
         return bars.alpha, bars.y0, ends_bar, theta_bar.bars
 
-    def _count_snapshots(self, run: CheckpointedSweep) -> None:
-        if run.snapshots is not None:
-            self.stats.snapshots_peak = max(self.stats.snapshots_peak, run.snapshots.snapshots_peak)
-            self.stats.snapshot_bytes_peak = max(self.stats.snapshot_bytes_peak, run.snapshots.bytes_peak)
 
-    def _count_iterations(self, system: TorchSystem) -> None:
-        if system.stages is not None:
-            newton, linear = system.stages.take_iterations()
-            self.stats.newton_iterations += newton
-            self.stats.linear_iterations += linear
-
-
-def _random_error(gradient: Discrete | None) -> PfdeError | None:
+def random_error(gradient: Discrete | None) -> PfdeError | None:
+    """What to raise where func drew random numbers at some step, but none when it was first evaluated."""
     if gradient is None or (gradient.store == "graph" and isinstance(gradient.plan, StoreAll)):
         return None
     return PfdeError(

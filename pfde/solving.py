@@ -6,7 +6,6 @@ D^alpha y(t) = f(t, y(t), theta),   y(t_0) = y_0,   0 < alpha <= 1   (Caputo; al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,31 +27,15 @@ from .arguments import (
     check_surroundings,
     check_times,
 )
-from .autograd import FractionalSolve
-from .gradients import Backprop, Discrete
+from .autograd import Solve
+from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .history import Bounded, Exact
-from .problem import Problem, Stats
+from .initial_value import Solution, Stats, look
+from .ordinary import solve_ode
+from .problem import Problem
+from .schemes import METHODS
+from .schemes.ordinary import ODE_METHODS
 from .system.peers import Peers
-from .system.random import generator_states, preserved
-from .system.torch_function import require_reached
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The result of `solve`.
-
-    Attributes
-    ----------
-    t : (T,) the output times, as given
-    y : (T, *y0.shape), y0 first; a tuple of such for a tuple y0
-    stats : what the solve cost; a backward pass through y adds to it
-    status : "completed"
-    """
-
-    t: Tensor
-    y: Any
-    stats: Stats
-    status: str
 
 
 def fdeint(
@@ -135,18 +118,42 @@ def solve(
     alpha: float | Tensor = 1.0,
     *,
     method: str = "trapezoid",
+    rtol: Any = None,
+    atol: Any = None,
     step_size: float | None = None,
-    gradient: Discrete | Backprop | None = None,
+    gradient: Discrete | Symplectic | Continuous | Backprop | None = None,
     history: Exact | Bounded | None = None,
     params: Sequence[Tensor] | None = None,
+    mass: Tensor | None = None,
     options: Mapping[str, Any] | None = None,
     options_prefix: str = "",
     comm: Any | None = None,
 ) -> Solution:
-    """Integrate as `fdeint` does and return a `Solution`: y with its times and what the solve cost.
+    """Integrate as `fdeint` or `odeint` does and return a `Solution`: y with its times and what the solve cost.
 
-    Arguments and errors are those of `fdeint`; alpha defaults to 1, an ordinary equation.
+    Arguments and errors are those of `fdeint` for its methods, with alpha = 1 by default, and those of `odeint` for
+    the others, which need alpha = 1 and have no history. "euler" and "beuler" are taken as methods of `fdeint`, unless
+    rtol, atol or mass, which only `odeint` has, are given.
     """
+    ordinary = {"rtol": rtol, "atol": atol, "mass": mass}
+    given = {name: value for name, value in ordinary.items() if value is not None}
+    if _is_ordinary(method, given):
+        _require_ordinary(alpha, history, method)
+        return solve_ode(
+            func,
+            y0,
+            t,
+            method=method,
+            step_size=step_size,
+            gradient=gradient,
+            params=params,
+            options=options,
+            options_prefix=options_prefix,
+            comm=comm,
+            **given,
+        )
+    for name in given:
+        raise ValueError(f"{name} does not apply to method {method!r}: leave it out, or use a method of pfde.odeint")
     peers = Peers(comm)
 
     def prepare() -> tuple[Problem, Tensor, Tensor, Tensor | None, dict[str, Any]]:
@@ -161,7 +168,20 @@ def solve(
         past = check_history(history, grid)
         stats = Stats(scheme.name)
         prefix = check_prefix(options_prefix)
-        problem = Problem(scheme, grid, outputs, past, how, group, layout, func, parameters, peers, prefix, stats)
+        problem = Problem(
+            scheme=scheme,
+            grid=grid,
+            outputs=outputs,
+            history=past,
+            gradient=how,
+            group=group,
+            layout=layout,
+            func=func,
+            parameters=parameters,
+            peers=peers,
+            options_prefix=prefix,
+            stats=stats,
+        )
         extra = check_options(options)
         check_solver_options(extra, scheme)
         return problem, order, flat, check_ends(t, grid), extra
@@ -190,38 +210,33 @@ def solve(
 def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Tensor:
     """y at the output steps, (T, d), with whatever graph is called for."""
     if torch.is_grad_enabled():
-        problem = _look(problem, y0)
+        problem = look(problem, problem.function(y0), y0, problem.grid.t0)
     if not needed:
         looked = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.no_grad():  # Newton's method needs graphs of its own
             alpha, y0 = (x.clone() if x.is_inference() else x for x in (alpha, y0))
             if not looked:
-                problem = _look(problem, y0)
+                problem = look(problem, problem.function(y0), y0, problem.grid.t0)
             return problem.integrate(alpha, y0, None)[0]
     if isinstance(problem.gradient, Backprop):
         return problem.backprop(alpha, y0, ends)
-    return FractionalSolve.apply(problem, alpha, y0, ends, *problem.parameters)
+    return Solve.apply(problem, 3, alpha, y0, ends, *problem.parameters)
 
 
-def _look(problem: Problem, y0: Tensor) -> Problem:
-    """The problem, knowing whether func draws random numbers."""
-    return replace(problem, draws=True) if problem.peers.call(_first_look, problem, y0) else problem
+def _is_ordinary(method: Any, given: Mapping[str, Any]) -> bool:
+    """Whether the method is one of `odeint`."""
+    if not isinstance(method, str):
+        return False
+    return method.startswith("petsc:") or (method in ODE_METHODS and (method not in METHODS or bool(given)))
 
 
-def _first_look(problem: Problem, y0: Tensor) -> bool:
-    """Evaluate func once at t0; return whether it drew random numbers (which are drawn again later).
-
-    With gradients enabled, raises ValueError when its graph reaches a tensor that requires grad and is no parameter of
-    the problem: that tensor's gradient would silently be None.
-    """
-    function, y = problem.function(y0), y0.detach()
-    if torch.is_grad_enabled():
-        y.requires_grad_()
-    before = generator_states(y0.device)
-    with preserved(y0.device):
-        value = function.on_graph(0, problem.grid.t0, y)
-        drew = not all(map(torch.equal, before, generator_states(y0.device)))
-    problem.stats.nfe_forward += 1
-    if torch.is_grad_enabled():
-        require_reached(value, (y, *problem.parameters))
-    return drew
+def _require_ordinary(alpha: Any, history: Any, method: str) -> None:
+    """Raise ValueError unless alpha is the number 1 and no history is given."""
+    if isinstance(alpha, Tensor) or alpha != 1:
+        value = "a tensor" if isinstance(alpha, Tensor) else f"{alpha!r}"
+        raise ValueError(
+            f"alpha must be the number 1 for method {method!r}, which is for ordinary equations: got {value}; use one "
+            f"of {', '.join(METHODS)}"
+        )
+    if history is not None:
+        raise ValueError(f"history does not apply to method {method!r}, which has none: leave it out")

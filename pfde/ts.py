@@ -31,8 +31,10 @@ from .history import Bounded, Exact, SumOfExponentials
 from .schedules import Revolve, Schedule, StoreAll
 from .schemes import METHODS, Scheme
 from .schemes.base import check_order
+from .sweeps.adjoint import AdjointSweep
 from .sweeps.checkpoints import CheckpointedSweep
 from .sweeps.discretisation import Discretisation
+from .sweeps.forward import ForwardSweep
 from .sweeps.grid import Grid, Orders
 from .sweeps.trajectory import Trajectory
 from .system.base import System
@@ -43,8 +45,64 @@ from .system.torch_system import TorchSystem
 from .system.vectors import load, require_device, state_vec, write
 
 
-class FractionalTS:
-    """The context of a TS of type python that steps a Caputo equation.
+class SweepTS:
+    """The context of a TS of type python that advances a sweep: what the torch door's forward passes run in.
+
+    Parameters
+    ----------
+    run : the sweep
+    time : n -> t_n, asked for steps that have been taken
+    title : what -ts_view says
+    on_step : sees (n, y_n) after every step
+    """
+
+    def __init__(
+        self,
+        run: CheckpointedSweep | None,
+        time: Callable[[int], float],
+        title: str,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        self.run, self.time, self.title, self.on_step = run, time, title, on_step
+        self.error: BaseException | None = None
+        self.watched = True  # whether somebody may look at the TS's solution between steps
+
+    def create(self, ts: PETSc.TS) -> None:
+        """Called by PETSc when the type is set: TSSolve insists on a choice, and every step size hits the end."""
+        ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
+
+    def step(self, ts: PETSc.TS) -> None:
+        """One step, and the end of the solve behind the last one."""
+        try:
+            if self._step(ts).ended:
+                ts.setConvergedReason(PETSc.TS.ConvergedReason.CONVERGED_TIME)
+        except BaseException as error:  # PETSc turns it into an error code: `drive` raises the original
+            self.error = error
+            raise
+
+    def _step(self, ts: PETSc.TS) -> CheckpointedSweep:
+        """Advance the sweep, show the state to PETSc."""
+        run = self.run
+        assert run is not None
+        y = run.advance(run.n + 1)
+        if self.on_step is not None:
+            self.on_step(run.n, y)
+        if self.watched:
+            write(ts.getSolution(), y)
+        ts.setTime(self.time(run.n))
+        return run
+
+    def view(self, _ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
+        """-ts_view."""
+        viewer.printfASCII(f"  {self.title}\n")
+
+    def reset(self, _ts: PETSc.TS) -> None:
+        """Forget the solve."""
+        self.run = self.on_step = None
+
+
+class FractionalTS(SweepTS):
+    """The context of a TS of type python that steps a Caputo equation with the TS's own callbacks.
 
     Options (with the TS's prefix): -fde_alpha, the order, in (0, 1] (default 1); -fde_method, one of
     `pfde.schemes.METHODS` (default trapezoid); -fde_tolerance, of a compressed history (`pfde.SumOfExponentials`;
@@ -61,30 +119,18 @@ class FractionalTS:
         schedule: Schedule | None = None,
     ) -> None:
         self.alpha, self.method, self.history, self.schedule = alpha, method, history, schedule or StoreAll()
+        super().__init__(None, self._time, "")
         self._tolerance: float | None = None
         self._snapshots: int | None = None
-        self.run: CheckpointedSweep | None = None
         self.system: Any = None
-        self.error: BaseException | None = None
-        self.on_step: Callable[[int, Tensor], None] | None = None
-        self.watched = True  # whether somebody may look at the TS's solution between steps
-        self._owned = False  # whether `integrate` set the sweep
+        self.discretisation: Discretisation | None = None
 
-    @classmethod
-    def of(cls, run: CheckpointedSweep, on_step: Callable[[int, Tensor], None]) -> FractionalTS:
-        """The context that advances a sweep which already exists; `on_step(n, y_n)` sees every step."""
-        context = cls(method=run.trajectory.discretisation.scheme.name)
-        context.run, context.on_step, context._owned = run, on_step, True
-        return context
-
-    def create(self, ts: PETSc.TS) -> None:
-        """Called by PETSc when the type is set: TSSolve insists on a choice, and every step size hits the end."""
-        ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
+    def _time(self, n: int) -> float:
+        assert self.discretisation is not None
+        return self.discretisation.grid.time(n)
 
     def setFromOptions(self, ts: PETSc.TS) -> None:
         """Read the -fde_ options."""
-        if self._owned:
-            return
         options = PETSc.Options(ts.getOptionsPrefix() or "")
         self.alpha = options.getReal("fde_alpha", self.alpha)
         self.method = options.getString("fde_method", self.method)
@@ -93,8 +139,6 @@ class FractionalTS:
 
     def setUp(self, ts: PETSc.TS) -> None:
         """Check the options and take the TS's callbacks and solver."""
-        if self._owned:
-            return
         if self.method not in METHODS:
             raise ValueError(f"-fde_method must be one of {', '.join(METHODS)}: got {self.method!r}")
         check_order("-fde_alpha", [self.alpha])
@@ -107,22 +151,9 @@ class FractionalTS:
         self.system = CallbackSystem(ts, vec, implicit=METHODS[self.method].implicit)
 
     def step(self, ts: PETSc.TS) -> None:
-        """One step: advance the sweep, show the state to PETSc."""
-        try:
-            if not self._owned:
-                self._start_if_new(ts)
-            assert self.run is not None
-            n = self.run.n + 1
-            y = self.run.advance(n).y
-            if self.on_step is not None:
-                self.on_step(n, y)
-        except BaseException as error:  # PETSc turns it into an error code: `integrate` raises the original
-            if self._owned:
-                self.error = error
-            raise
-        if self.watched:
-            write(ts.getSolution(), y)
-        ts.setTime(self.run.trajectory.discretisation.grid.time(n))
+        """One step, the first of which sets up the solve."""
+        self._start_if_new(ts)
+        self._step(ts)
 
     def _start_if_new(self, ts: PETSc.TS) -> None:
         t, run = ts.getTime(), self.run
@@ -142,20 +173,26 @@ class FractionalTS:
             bounded = not isinstance(self.schedule, StoreAll)
             history = choose_history(scheme, grid, 1, width, y0.dtype, bounded=bounded).history
         discretisation = Discretisation(scheme, grid, orders, history, y0.numel(), y0.dtype, y0.device)
-        self.run = CheckpointedSweep(Trajectory(discretisation, y0, "state"), self.system, self.schedule, peers)
+        self.discretisation = discretisation
+        trajectory = Trajectory(discretisation, y0, "state")
+        sweep = ForwardSweep(trajectory, self.system)
+        self.run = CheckpointedSweep(sweep, trajectory, self.system, self.schedule, peers)
 
     def view(self, ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
         """-ts_view."""
-        scheme = METHODS[self.method]
-        viewer.printfASCII(f"  Caputo equation, method {scheme.name} (order {scheme.order}; {scheme.stability})\n")
-        if not self._owned:
-            viewer.printfASCII(f"  alpha = {self.alpha:g}\n")
-        if self.run is not None:
-            viewer.printfASCII(f"  history {self.run.trajectory.discretisation.history}\n")
+        viewer.printfASCII(f"  {title(METHODS[self.method])}\n  alpha = {self.alpha:g}\n")
+        if self.discretisation is not None:
+            viewer.printfASCII(f"  history {self.discretisation.history}\n")
 
-    def reset(self, _ts: PETSc.TS) -> None:
+    def reset(self, ts: PETSc.TS) -> None:
         """Forget the solve."""
-        self.run = self.system = self.on_step = None
+        super().reset(ts)
+        self.system = self.discretisation = None
+
+
+def title(scheme: Scheme) -> str:
+    """What -ts_view says of a method with a history."""
+    return f"Caputo equation, method {scheme.name} (order {scheme.order}; {scheme.stability})"
 
 
 def grid_of(ts: PETSc.TS) -> Grid:
@@ -211,7 +248,8 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
         if run.trajectory.spent:
             run = again(run, system, context.schedule, peers)
         y_bar = {run.steps: load(lam, torch.float64)}
-        cotangents = run.reverse(y_bar, VecBar(mu), alpha=alpha)
+        assert isinstance(run.trajectory, Trajectory)
+        cotangents = run.reverse(AdjointSweep(run.trajectory, system, y_bar, VecBar(mu), alpha=alpha))
         write(lam, cotangents.y0)
         if cotangents.alpha is not None:
             alpha_bars.append(peers.sum(float(cotangents.alpha[0])))
@@ -223,8 +261,9 @@ def again(run: CheckpointedSweep, system: System, schedule: Schedule, peers: Pee
     system.silence()
     system.restore_generators(0, run.generators)
     spent = run.trajectory
+    assert isinstance(spent, Trajectory)
     fresh = Trajectory(spent.discretisation, spent.y0, spent.store)
-    new = CheckpointedSweep(fresh, system, schedule, peers, run.fingerprints)
+    new = CheckpointedSweep(ForwardSweep(fresh, system), fresh, system, schedule, peers, run.fingerprints)
     new.advance(new.steps)
     return new
 
@@ -249,17 +288,49 @@ def integrate(
     on_step : sees (n, y_n) after every step
     options_prefix : of the TS and its solvers
 
-    Collective. What a callback raises comes out as it was raised. The TS is new for each solve, because an
-    exception inside a step leaves a TS locked.
+    Collective. What a callback raises comes out as it was raised.
     """
-    grid, comm = discretisation.grid, petsc_comm(function)
+    grid, scheme = discretisation.grid, discretisation.scheme
+
+    def start(snes: PETSc.SNES, vec: PETSc.Vec) -> tuple[SweepTS, TorchSystem]:
+        system = TorchSystem(function, snes if scheme.implicit else None, vec)
+        trajectory = Trajectory(discretisation, y0, None if gradient is None else gradient.store)
+        sweep, plan = ForwardSweep(trajectory, system), None if gradient is None else gradient.plan
+        run = CheckpointedSweep(sweep, trajectory, system, plan, function.peers)
+        description = f"{title(scheme)}\n  history {discretisation.history}"
+        return SweepTS(run, grid.time, description, on_step), system
+
+    return drive(start, function, y0, grid.t0, grid.h, options_prefix=options_prefix)
+
+
+def drive(
+    start: Callable[[PETSc.SNES, PETSc.Vec], tuple[SweepTS, TorchSystem]],
+    function: TorchFunction,
+    y0: Tensor,
+    t0: float,
+    h: float,
+    *,
+    options_prefix: str,
+) -> tuple[CheckpointedSweep, TorchSystem]:
+    """Run a sweep to its end in a TS of its own.
+
+    Parameters
+    ----------
+    start : (the TS's SNES, a Vec of the state) -> the context with its sweep, and the system
+    function : f; its peers are the ranks that share the state
+    y0 : (d,)
+    t0, h : where the TS starts, and its time step, for those who look at it
+    options_prefix : of the TS and its solvers
+
+    Collective. The TS is new for each solve, because an exception inside a step leaves a TS locked.
+    """
+    comm = petsc_comm(function)
     vec = state_vec(y0.numel(), y0.device, comm)
     ts = PETSc.TS().create(comm)
     ts.setOptionsPrefix(options_prefix)
-    system = TorchSystem(function, ts.getSNES() if discretisation.scheme.implicit else None, vec)
-    trajectory = Trajectory(discretisation, y0, None if gradient is None else gradient.store)
-    run = CheckpointedSweep(trajectory, system, None if gradient is None else gradient.plan, function.peers)
-    context = FractionalTS.of(run, on_step)
+    context, system = start(ts.getSNES(), vec)
+    run = context.run
+    assert run is not None
     # This TS is seen by nobody but its options' monitors: without such an option its Vec need not follow.
     context.watched = any(name.startswith(f"{options_prefix}ts_") for name in PETSc.Options().getAll())
     ts.setType(PETSc.TS.Type.PYTHON)
@@ -270,10 +341,10 @@ def integrate(
     _refuse_options(options_prefix)
     try:
         ts.setFromOptions()
-        ts.setTime(grid.t0)
-        ts.setTimeStep(grid.h)
-        ts.setMaxTime(grid.t1)
-        ts.setMaxSteps(grid.steps)
+        ts.setTime(t0)
+        ts.setTimeStep(h)
+        ts.setMaxTime(1e300)  # the sweep itself says when it is over
+        ts.setMaxSteps(2**31 - 2)
         ts.solve(vec)
     except PETSc.Error as caught:
         # Moved out of the context: the traceback holds the TS, the TS its context, and no garbage collector sees it.
@@ -286,8 +357,8 @@ def integrate(
             raise error
     finally:
         del error
-    if run.n < grid.steps:
-        raise PfdeError(f"the TS stopped after step {run.n} of {grid.steps}: a hook of its options ended it")
+    if not run.ended:
+        raise PfdeError(f"the TS stopped after step {run.n}: a hook of its options ended it")
     return run, system
 
 
@@ -328,14 +399,24 @@ def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Ite
             database.setValue(full, value)
 
 
-def bare_system(scheme: Scheme, function: TorchFunction, *, options_prefix: str = "") -> TorchSystem:
-    """f with a stage solver of its own, outside any TS: what autograd through the steps uses."""
+def bare_system(
+    function: TorchFunction,
+    make: Callable[[PETSc.SNES | None, PETSc.Vec], TorchSystem] | None = None,
+    *,
+    implicit: bool,
+    options_prefix: str = "",
+) -> TorchSystem:
+    """f with a stage solver of its own, outside any TS: what autograd through the steps uses.
+
+    make : (SNES, Vec of the state) -> system; None for one of f alone
+    """
     comm = petsc_comm(function)
     snes = None
-    if scheme.implicit:
+    if implicit:
         snes = PETSc.SNES().create(comm)
         snes.setOptionsPrefix(options_prefix)
-    return TorchSystem(function, snes, state_vec(function.layout.size, function.device, comm))
+    vec = state_vec(function.layout.size, function.device, comm)
+    return TorchSystem(function, snes, vec) if make is None else make(snes, vec)
 
 
 def petsc_comm(function: TorchFunction) -> PETSc.Comm:

@@ -10,11 +10,11 @@ Every state that is computed again is compared with the first one, by a fingerpr
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
 import torch
 from checkpoint_schedules import CheckpointAction, Copy, EndForward, EndReverse, Forward, Move, Reverse, StorageType
 from torch import Tensor
@@ -22,12 +22,12 @@ from torch import Tensor
 from ..errors import ReplayError
 from ..schedules import Schedule, Sizes, StoreAll
 from ..schedules.storage import Snapshot, SnapshotStore
-from ..schemes.base import Stage
 from ..system.base import System
 from ..system.peers import Peers
-from .adjoint import AdjointSweep, Cotangents
-from .forward import ForwardSweep
-from .trajectory import Trajectory
+from .base import Adjoint, Record
+from .base import Forward as ForwardPass
+
+T = TypeVar("T")
 
 
 class Fingerprints:
@@ -39,10 +39,9 @@ class Fingerprints:
     mismatch : the first step that was seen again with another state
     """
 
-    def __init__(self, steps: int, *, every: bool) -> None:
-        self.every, self._steps = every, steps
-        self._values = np.zeros(steps + 1 if every else 1, dtype=np.int64)
-        self._reached = 0
+    def __init__(self, *, every: bool) -> None:
+        self.every = every
+        self._values = array("q")
         self.mismatch: int | None = None
         self._weights: Tensor | None = None
 
@@ -54,23 +53,21 @@ class Fingerprints:
         return int((bits * self._weights).sum())
 
     def witness(self, n: int, y: Tensor) -> None:
-        """`see`, and note a step that is not the same."""
-        if not self.see(n, y) and self.mismatch is None:
-            self.mismatch = n
+        """Keep the fingerprint of y_n if it is the first, else compare; where all steps are kept."""
+        if self.every:
+            self._see(n - 1, n, y)
 
-    def see(self, n: int, y: Tensor) -> bool:
-        """Keep the fingerprint of y_n if it is the first; else say whether it is the same."""
+    def end(self, n: int, y: Tensor) -> None:
+        """The same for the last step, where it alone is kept."""
         if not self.every:
-            if n < self._steps:
-                return True
-            at = 0
-        else:
-            at = n
+            self._see(0, n, y)
+
+    def _see(self, at: int, n: int, y: Tensor) -> None:
         value = self._of(y)
-        if n > self._reached:
-            self._values[at], self._reached = value, n
-            return True
-        return bool(self._values[at] == value)
+        if at == len(self._values):
+            self._values.append(value)
+        elif self._values[at] != value and self.mismatch is None:
+            self.mismatch = n
 
 
 class CheckpointedSweep:
@@ -78,7 +75,8 @@ class CheckpointedSweep:
 
     Parameters
     ----------
-    trajectory : a new one
+    sweep : a new forward sweep
+    trajectory : its record, a new one
     system : f
     schedule : None for a solve without gradient
     peers : the ranks that share the state; what happens to a snapshot on one rank is known to all
@@ -94,7 +92,8 @@ class CheckpointedSweep:
 
     def __init__(
         self,
-        trajectory: Trajectory,
+        sweep: ForwardPass,
+        trajectory: Record,
         system: System,
         schedule: Schedule | None,
         peers: Peers,
@@ -102,12 +101,11 @@ class CheckpointedSweep:
     ) -> None:
         self.trajectory, self._system, self._peers = trajectory, system, peers
         self.generators = system.generators()
-        self._sweep = ForwardSweep(trajectory, system)
-        self._steps = trajectory.discretisation.grid.steps
+        self._sweep = sweep
         self.snapshots: SnapshotStore | None = None
         self.recomputed, self._silent, self._reversing = 0, False, False
-        self.fingerprints = fingerprints or Fingerprints(self._steps, every=not isinstance(schedule, StoreAll))
-        self._until = self._steps if schedule is None else 0
+        self.fingerprints = fingerprints or Fingerprints(every=not isinstance(schedule, StoreAll))
+        self._until = sys.maxsize if schedule is None else 0
         self._action: Forward | None = None
         self._pending: dict[str, Tensor] = {}
         self._scheduled = schedule is not None
@@ -120,7 +118,7 @@ class CheckpointedSweep:
             draws = 0 if trajectory.whole else sum(x.numel() for x in self.generators)  # bytes; kept with each
             state, block, extra = self._sweep.snapshot_bytes()
             state, row, extra = map(peers.largest, (max(1, state + draws), max(1, trajectory.row_bytes + draws), extra))
-            sizes = Sizes(self._steps, state, row, block, extra)
+            sizes = Sizes(sweep.steps, state, row, block, extra)
             self._stream = schedule.stream(sizes)
             if not isinstance(schedule, StoreAll):
                 self.snapshots = peers.call(SnapshotStore, schedule.directory)
@@ -133,36 +131,42 @@ class CheckpointedSweep:
 
     @property
     def steps(self) -> int:
-        """N."""
-        return self._steps
+        """N; sys.maxsize as long as it is not known."""
+        return self._sweep.steps
+
+    @property
+    def ended(self) -> bool:
+        """Whether the forward pass is over."""
+        return self._sweep.n == self._sweep.steps
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 
-    def advance(self, n1: int) -> Stage:
-        """Take the steps n+1..n1 of the first forward pass and return the last one's stage."""
+    def advance(self, n1: int) -> Tensor:
+        """Take the steps n+1..n1 of the first forward pass, or up to the last one, and return the state there."""
         try:
-            return self._advance(n1)
+            self._advance(n1)
+            return self._sweep.y
         except BaseException:
             if self.snapshots is not None:
                 self.snapshots.close()  # at once: who holds the error, holds the solve
             raise
 
-    def _advance(self, n1: int) -> Stage:
+    def _advance(self, n1: int) -> None:
         sweep = self._sweep
-        while sweep.n < n1:
+        while sweep.n < min(n1, sweep.steps):
             while sweep.n == self._until:
                 self._prepare(self._next())
-            stage = sweep.advance(min(n1, self._until))
-            if self._scheduled and sweep.n == self._until:
+            sweep.advance(min(n1, self._until))
+            if self._scheduled and sweep.n in (self._until, sweep.steps):
                 self._end()
-        if self._scheduled and sweep.n == self._steps:
-            self._stream.finalize(self._steps)
+        if self._scheduled and self.ended and sweep.n > 0:
+            self.fingerprints.end(sweep.n, sweep.y)
+            self._stream.finalize(sweep.n)
             action = self._next()
             assert isinstance(action, EndForward), f"{action} at the end of the forward pass"
             if self._keeps_all:
                 sweep.close()
             self._check_replay()
-        return stage
 
     def _prepare(self, action: CheckpointAction) -> None:
         """An action of the forward pass: an advance, perhaps over no steps, or a snapshot given up for another."""
@@ -175,7 +179,7 @@ class CheckpointedSweep:
 
     def _begin(self, action: Forward) -> None:
         """Keep what the action asks for at its start, and open the leaf it asks for."""
-        n0, n1 = self._sweep.n, min(action.n1, self._steps)
+        n0, n1 = self._sweep.n, min(action.n1, self._sweep.steps)
         assert action.n0 == n0, f"{action} at step {n0}"
         state = self._restart_data() if action.write_ics else {}
         if action.write_adj_deps:
@@ -225,9 +229,8 @@ class CheckpointedSweep:
 
     # -- the backward pass ---------------------------------------------------------------------------------------
 
-    def reverse(self, y_bar: Mapping[int, Tensor], theta_bar: Any, *, alpha: bool, h: bool = False) -> Cotangents:
+    def reverse(self, adjoint: Adjoint[T]) -> T:
         """The whole backward pass: execute the schedule from EndForward on. Releases the trajectory."""
-        adjoint = AdjointSweep(self.trajectory, self._system, y_bar, theta_bar, alpha=alpha, h=h)
         self._reversing = True
         try:
             while not isinstance(action := self._next(), EndReverse):
@@ -313,7 +316,7 @@ class CheckpointedSweep:
         error = None
         if mismatch is not None:
             error = ReplayError(
-                f"step {mismatch} of {self._steps}, computed again for the backward pass, is not what it was in "
+                f"step {mismatch} of {self.steps}, computed again for the backward pass, is not what it was in "
                 "the forward pass: func must give the same values again; do not change its parameters or buffers "
                 "between forward and backward, keep no state in it from call to call, draw random numbers with torch's "
                 "default generator only, or keep all states with gradient=pfde.Discrete(schedule=pfde.StoreAll())"

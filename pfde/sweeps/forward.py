@@ -48,6 +48,11 @@ class ForwardSweep:
     def _initial_slope(self, system: System) -> Stage:
         return with_slope(system, self._discretisation.at(0, keep=self._graph), Stage(self.y))
 
+    @property
+    def steps(self) -> int:
+        """N."""
+        return self._discretisation.grid.steps
+
     def advance(self, n1: int) -> Stage:
         """Take the steps n+1..n1 and return the last one's stage."""
         sweep_event, history_event = self._events

@@ -3,7 +3,7 @@
 A scheme meets the equation D^alpha y = f(t, y, theta) only through `System`. Two systems exist: torch modules
 (`system.torch_function`) and the callbacks of a PETSc TS (`system.petsc_callbacks`). A state is a flat tensor of
 shape (d,), this rank's part of it where a communicator is shared. A local weight w is a number, or a tensor of
-shape (d,) when the order alpha differs between components.
+shape (d,) when the order alpha differs between components. M is the mass matrix of M y' = f, else the identity.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class System(Protocol):
         """The linearisation of f at (t, y)."""
 
     def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
-        """Solve y = r + w f(t, y) from `guess`; return y and the linearisation there. Raises ConvergenceError."""
+        """Solve M y = r + w f(t, y) from `guess`; return y and the linearisation there. Raises ConvergenceError."""
 
     def solve_transpose(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
-        """Solve (I - w J)^T x = b, the transpose of the linearised `solve`. Raises ConvergenceError."""
+        """Solve (M - w J)^T x = b, the transpose of the linearised `solve`. Raises ConvergenceError."""
 
     def solve_tangent(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
-        """Solve (I - w J) x = b, the linearised `solve`. Raises ConvergenceError."""
+        """Solve (M - w J) x = b, the linearised `solve`. Raises ConvergenceError."""
 
     def silence(self) -> None:
         """Cancel the monitors of the solvers: what follows is recomputation."""
@@ -69,6 +69,16 @@ class System(Protocol):
 
     def forget(self, n: int) -> None:
         """The steps up to n, but the first, will not be evaluated again from what is known of them now."""
+
+    @property
+    def parts(self) -> tuple[System, ...]:
+        """The system itself; of a split right-hand side its stiff and its nonstiff part."""
+
+    def mass(self, y: Tensor) -> Tensor:
+        """M y; y itself where there is no mass matrix."""
+
+    def mass_transpose(self, y: Tensor) -> Tensor:
+        """M^T y; y itself where there is no mass matrix."""
 
     @property
     def evaluations(self) -> int:

@@ -16,6 +16,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from .base import Failure, Linearisation, Weight
+from .mass import Mass
 from .vectors import read, write
 
 
@@ -25,8 +26,8 @@ class Products:
     It does not know its Mat: the Mat's hold on it is in C, where no garbage collector would see the cycle.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, dtype: torch.dtype, mass: Mass | None = None) -> None:
+        self._dtype, self.mass = dtype, mass
         self.at: Linearisation | None = None
         self.w: Weight = 0.0
         self.failure = Failure()
@@ -34,12 +35,12 @@ class Products:
     def product(self, v: Tensor) -> Tensor:
         """A v."""
         assert self.at is not None
-        return v - self.at.jvp(v) * self.w
+        return (v if self.mass is None else self.mass.apply(v)) - self.at.jvp(v) * self.w
 
     def product_transpose(self, v: Tensor) -> Tensor:
         """A^T v."""
         assert self.at is not None
-        return v - self.at.vjp(v * self.w, retain=True)
+        return (v if self.mass is None else self.mass.apply_transpose(v)) - self.at.vjp(v * self.w, retain=True)
 
     def mult(self, _mat: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """PETSc's MatMult."""
@@ -65,11 +66,12 @@ class MatrixFree:
     vec : a Vec of the state's size
     dtype : of the model
     blocks : the number of dense diagonal blocks of J, to precondition with their LU; 0 for none
+    mass : M, where A is M - w J
     """
 
-    def __init__(self, vec: PETSc.Vec, dtype: torch.dtype, blocks: int = 0) -> None:
+    def __init__(self, vec: PETSc.Vec, dtype: torch.dtype, blocks: int = 0, mass: Mass | None = None) -> None:
         self._blocks, self._size = blocks, vec.getLocalSize()
-        self._products = Products(dtype)
+        self._products = Products(dtype, mass)
         self.failure = self._products.failure
         sizes = (vec.getSizes(), vec.getSizes())
         self.mat = self.pmat = PETSc.Mat().createPython(sizes, context=self._products, comm=vec.comm)
@@ -112,12 +114,14 @@ class BlockLU:
         at, w = self._products.at, self._products.w
         assert at is not None
         unit = torch.zeros(self._blocks, self._size, dtype=at.value.dtype, device=at.value.device)
-        rows = []
+        mass, rows = self._products.mass, []
         for i in range(self._size):
             unit.zero_()[:, i] = 1.0
-            rows.append(at.vjp((unit.view(-1) * w), retain=True).view(self._blocks, self._size))
-        a = torch.eye(self._size, dtype=unit.dtype, device=unit.device) - torch.stack(rows, dim=1)
-        return torch.linalg.lu_factor(a.double())
+            flat = unit.view(-1)
+            row = at.vjp(flat * w, retain=True).neg()
+            row += flat if mass is None else mass.apply_transpose(flat)
+            rows.append(row.view(self._blocks, self._size))
+        return torch.linalg.lu_factor(torch.stack(rows, dim=1).double())
 
     def apply(self, _pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """y = A^-1 x."""

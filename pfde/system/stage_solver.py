@@ -17,14 +17,15 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from petsc4py import PETSc
 from torch import Tensor
 
 from ..errors import ConvergenceError
-from .base import Failure, Linearisation, Weight
+from .base import Failure, Linearisation, System, Weight
+from .mass import Mass
 from .peers import Peers
 from .vectors import load, read, write
 
@@ -56,6 +57,7 @@ class StageSolver:
     vec : a Vec of the state's size to duplicate
     dtype : of the model
     peers : the ranks that share the state
+    mass : M, where the stage is M y = r + w f(t, y)
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class StageSolver:
         vec: PETSc.Vec,
         dtype: torch.dtype,
         peers: Peers,
+        mass: Mass | None = None,
     ) -> None:
-        self._snes, self._linearise, self._operator = snes, linearise, operator
+        self._snes, self._linearise, self._operator, self._mass = snes, linearise, operator, mass
         self._dtype, self._peers, self._failure = dtype, peers, operator.failure
         self._x, self._g, self._b = vec.duplicate(), vec.duplicate(), vec.duplicate()
         self._stage: tuple[int, float, Tensor, Weight] | None = None
@@ -191,7 +194,7 @@ class StageSolver:
         # The rounding floor of this residual: asking for less would never end. Norms are global, as SNES's are.
         floor = 32 * torch.finfo(self._dtype).eps * self._norm(r, wf)
         self._snes.setTolerances(atol=max(self._atol, floor))
-        return read(x) - r - wf
+        return (read(x) if self._mass is None else self._mass.apply(self._y)) - r - wf
 
     def _norm(self, *parts: Tensor) -> float:
         square = sum(float(torch.dot(p, p)) for p in parts)
@@ -215,6 +218,20 @@ class Staged:
     """The implicit part of a System, done by a StageSolver; None for explicit methods."""
 
     stages: StageSolver | None = None
+    mass_matrix: Mass | None = None
+
+    @property
+    def parts(self) -> tuple[System, ...]:
+        """The system itself."""
+        return (cast(System, self),)
+
+    def mass(self, y: Tensor) -> Tensor:
+        """M y; y itself where there is no mass matrix."""
+        return y if self.mass_matrix is None else self.mass_matrix.apply(y)
+
+    def mass_transpose(self, y: Tensor) -> Tensor:
+        """M^T y; y itself where there is no mass matrix."""
+        return y if self.mass_matrix is None else self.mass_matrix.apply_transpose(y)
 
     def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
         """Solve y = r + w f(t, y)."""

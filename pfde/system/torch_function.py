@@ -29,44 +29,62 @@ _IN_PLACE = "write y = y + ... instead of y += ... in func"
 
 @dataclass(frozen=True)
 class StateLayout:
-    """How a flat state of shape (d,) maps to what the user calls y: one tensor, or a tuple of them."""
+    """How a flat state of shape (d,) maps to what the user calls y: one tensor, or a tuple of them.
+
+    A complex entry is two real ones, its real and its imaginary part, next to each other.
+
+    shapes : of the parts
+    is_tuple : whether the user's y is a tuple
+    is_complex : for each part, whether it is complex; () when none is
+    """
 
     shapes: tuple[torch.Size, ...]
     is_tuple: bool
+    is_complex: tuple[bool, ...] = ()
 
     @property
     def size(self) -> int:
-        """d, the entries of a state."""
-        return sum(shape.numel() for shape in self.shapes)
+        """d, the real entries of a state."""
+        return sum(self._sizes)
+
+    @property
+    def _sizes(self) -> list[int]:
+        if not self.is_complex:
+            return [shape.numel() for shape in self.shapes]
+        return [shape.numel() << z for shape, z in zip(self.shapes, self.is_complex, strict=True)]
 
     def unflatten(self, y: Tensor) -> Any:
         """Views of the last dimension of y, (..., d), in the user's shapes."""
         if not self.is_tuple:
-            return y.view(*y.shape[:-1], *self.shapes[0])
-        parts = torch.split(y, [shape.numel() for shape in self.shapes], dim=-1)
-        return tuple(p.reshape(*y.shape[:-1], *shape) for p, shape in zip(parts, self.shapes, strict=True))
+            return self._part(0, y) if self.is_complex else y.view((*y.shape[:-1], *self.shapes[0]))
+        return tuple(self._part(i, part) for i, part in enumerate(torch.split(y, self._sizes, dim=-1)))
+
+    def _part(self, i: int, y: Tensor) -> Tensor:
+        if self.is_complex and self.is_complex[i]:
+            return torch.view_as_complex(y.reshape((*y.shape[:-1], *self.shapes[i], 2)))
+        return y.reshape((*y.shape[:-1], *self.shapes[i]))
 
     def flatten(self, value: Any, dtype: torch.dtype, source: str) -> Tensor:
         """The flat tensor of a value of this layout. Raises TypeError or ValueError when it is of another."""
         if not self.is_tuple:
             if not isinstance(value, Tensor):
                 raise TypeError(f"{source} must return a tensor like y: got {type(value).__name__}")
-            self._check(value, self.shapes[0], dtype, source)
-            return value.reshape(-1)
+            return self._flat(0, value, dtype, source)
         if not isinstance(value, tuple | list) or len(value) != len(self.shapes):
             raise TypeError(f"{source} must return a tuple of {len(self.shapes)} tensors like y: got {describe(value)}")
-        for part, shape in zip(value, self.shapes, strict=True):
-            self._check(part, shape, dtype, source)
-        return torch.cat([part.reshape(-1) for part in value])
+        return torch.cat([self._flat(i, part, dtype, source) for i, part in enumerate(value)])
 
-    @staticmethod
-    def _check(value: Any, shape: torch.Size, dtype: torch.dtype, source: str) -> None:
+    def _flat(self, i: int, value: Any, dtype: torch.dtype, source: str) -> Tensor:
+        shape, is_complex = self.shapes[i], bool(self.is_complex) and self.is_complex[i]
         if not isinstance(value, Tensor):
             raise TypeError(f"{source} must return tensors like y: got {type(value).__name__} in its tuple")
+        if is_complex:
+            dtype = dtype.to_complex()
         if value.shape != shape:
             raise ValueError(f"{source} must return the shape of y, {tuple(shape)}: got {tuple(value.shape)}")
         if value.dtype != dtype:
             raise TypeError(f"{source} must return the dtype of y, {dtype}: got {value.dtype}; convert its result")
+        return torch.view_as_real(value.resolve_conj()).reshape(-1) if is_complex else value.reshape(-1)
 
 
 def describe(value: Any) -> str:
@@ -98,12 +116,13 @@ class ParameterBar:
     def __init__(self, count: int) -> None:
         self.bars: list[Tensor | None] = [None] * count
         self.first = self.rate = 0.0  # the cotangents of t_0 and h, in t_n = t_0 + n h, through f's argument t
+        self.time = 0.0  # that of f's argument t in the last product
 
     def add_time(self, n: int, bar: Tensor | None) -> None:
         """Add the cotangent of t_n."""
-        if bar is not None:
-            self.first += float(bar)
-            self.rate += n * float(bar)
+        self.time = 0.0 if bar is None else float(bar)
+        self.first += self.time
+        self.rate += n * self.time
 
     def add(self, bars: Sequence[Tensor | None]) -> None:
         """Add one cotangent for each parameter; None adds nothing."""
@@ -130,7 +149,7 @@ class TorchFunction:
     layout : of the state
     parameters : tensors that require a gradient and that func uses
     dtype, device : of the state
-    grid : the times t_0, ..., t_N
+    grid : the times t_0, ..., t_N at which f is evaluated; None where it may be at any t
     draws : the random states of the steps, where func draws random numbers
     peers : the ranks that share the state; every call is collective over them
     """
@@ -142,15 +161,15 @@ class TorchFunction:
         parameters: Sequence[Tensor],
         dtype: torch.dtype,
         device: torch.device,
-        grid: Times,
+        grid: Times | None,
         peers: Peers,
         draws: Draws | None = None,
     ) -> None:
         self.func, self.layout, self.parameters = func, layout, tuple(parameters)
         self.dtype, self.device, self.peers = dtype, device, peers
-        self.steps, self._grid = grid.steps, grid
+        self._grid = grid
         self._times: Tensor | None = None  # a table, where it is small or saves transfers to the device
-        if grid.steps <= _TABLE or device.type != "cpu":
+        if grid is not None and (grid.steps <= _TABLE or device.type != "cpu"):
             self._times = grid.times().to(dtype=dtype, device=device)
         self.evaluations = 0
         self.trusted = False  # whether all states have been seen by a completed forward pass, f finite at each
@@ -168,45 +187,48 @@ class TorchFunction:
             y = y.detach().requires_grad_()
             if not self.differentiates_time:
                 return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y))
-            time = self._time(n).clone().requires_grad_()
+            time = self._time(n, t).clone().requires_grad_()
             return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y, time), n, time)
 
-    def on_graph(self, n: int, t: float, y: Tensor) -> Tensor:
-        """f(t, y) on the caller's graph, for differentiation by autograd."""
+    def on_graph(self, n: int, t: float | Tensor, y: Tensor) -> Tensor:
+        """f(t, y) on the caller's graph, for differentiation by autograd; t may be on a graph of its own."""
         return self.peers.call(self._checked, n, t, y)
 
     def put_times_on_graph(self, times: Tensor) -> None:
         """Let `on_graph` pass these times, (N+1,) on a graph of their own."""
         self._times = times.to(dtype=self.dtype, device=self.device)
 
-    def _time(self, n: int) -> Tensor:
+    def _time(self, n: int, t: float | Tensor) -> Tensor:
         if self._times is not None:
             return self._times[n]
-        return torch.tensor(self._grid.time(n), dtype=self.dtype, device=self.device)
+        if isinstance(t, Tensor):  # on a graph
+            return t.to(dtype=self.dtype, device=self.device)
+        return torch.full((), t, dtype=self.dtype, device=self.device)
 
-    def _checked(self, n: int, t: float, y: Tensor, time: Tensor | None = None) -> Tensor:
+    def _checked(self, n: int, t: float | Tensor, y: Tensor, time: Tensor | None = None) -> Tensor:
         self.evaluations += 1
         version = y._version
-        value = self.layout.flatten(self._call(n, y, time), self.dtype, "func")
+        value = self.layout.flatten(self._call(n, t, y, time), self.dtype, "func")
         if value.device != self.device:
             raise ValueError(f"func must return a tensor on y's device, {self.device}: got {value.device}")
         if y._version != version:
-            raise RuntimeError(f"func changed y in place at t={t:.6g}: {_IN_PLACE}")
+            raise RuntimeError(f"func changed y in place at t={float(t):.6g}: {_IN_PLACE}")
         # One reduction and one transfer; a finite sum has finite terms, an infinite one may merely have overflowed.
         if self.trusted or math.isfinite(value.detach().sum().item()):
             return value
         if not bool(torch.isfinite(value).all()):
+            of = "" if self._grid is None else f" of {self._grid.steps}"
             raise NonFiniteError(
-                f"func returned NaN or inf at t={t:.6g}, step {n} of {self.steps}: reduce step_size, use an implicit "
+                f"func returned NaN or inf at t={float(t):.6g}, step {n}{of}: reduce step_size, use an implicit "
                 "method for stiff problems, or check func and its parameters"
             )
         return value
 
-    def _call(self, n: int, y: Tensor, time: Tensor | None) -> Any:
+    def _call(self, n: int, t: float | Tensor, y: Tensor, time: Tensor | None) -> Any:
         if self.draws is not None:
             self.draws.enter(n)
         try:
-            return self.func(self._time(n) if time is None else time, self.layout.unflatten(y))
+            return self.func(self._time(n, t) if time is None else time, self.layout.unflatten(y))
         except RuntimeError as error:
             if "in-place" in str(error):  # torch's own refusal, where y is on a graph
                 error.add_note(f"If func changes y in place: {_IN_PLACE}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from .base import Linearisation, Weight
+from .base import Linearisation, System, Weight
+from .mass import Mass
 from .operators import MatrixFree
 from .stage_solver import Staged, StageSolver
 from .torch_function import ParameterBar, TorchFunction
@@ -44,22 +47,38 @@ class TorchSystem(Staged):
     function : f
     snes : the SNES of the integration's TS for an implicit method, else None
     vec : a Vec of the state
+    mass : M of M y' = f(t, y), for implicit methods
+    nonstiff : the second part of a split right-hand side, of which `function` is the stiff one
     """
 
-    def __init__(self, function: TorchFunction, snes: PETSc.SNES | None, vec: PETSc.Vec) -> None:
-        self.function = function
+    def __init__(
+        self,
+        function: TorchFunction,
+        snes: PETSc.SNES | None,
+        vec: PETSc.Vec,
+        mass: Mass | None = None,
+        nonstiff: TorchFunction | None = None,
+    ) -> None:
+        self.function, self.mass_matrix = function, mass
+        self._nonstiff = None if nonstiff is None else TorchSystem(nonstiff, None, vec)
         self.evaluate = function.evaluate
         self.linearise = function.linearise
         if snes is not None:
             prefix = snes.getOptionsPrefix() or ""
             blocks = block_count(function, PETSc.Options().getString(f"{prefix}fde_jacobian", "auto"))
-            operator = MatrixFree(vec, function.dtype, blocks)
-            self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers)
+            operator = MatrixFree(vec, function.dtype, blocks, mass)
+            self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers, mass)
+
+    @property
+    def parts(self) -> tuple[System, ...]:
+        """The system itself; of a split right-hand side its stiff and its nonstiff part."""
+        me = cast(System, self)
+        return (me,) if self._nonstiff is None else (me, cast(System, self._nonstiff))
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of f so far."""
-        return self.function.evaluations
+        """Evaluations of f so far; of both parts of a split one."""
+        return self.function.evaluations + (0 if self._nonstiff is None else self._nonstiff.evaluations)
 
     def generators(self) -> list[Tensor]:
         """torch's random states now, where f draws random numbers."""
@@ -101,18 +120,33 @@ class GraphSystem:
     def __init__(self, system: TorchSystem) -> None:
         self._system = system
 
-    def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
+    @property
+    def parts(self) -> tuple[GraphSystem, ...]:
+        """The system itself; of a split right-hand side its stiff and its nonstiff part."""
+        inner = self._system.parts
+        if len(inner) == 1:
+            return (self,)
+        return tuple(self if part is self._system else GraphSystem(cast(TorchSystem, part)) for part in inner)
+
+    def mass(self, y: Tensor) -> Tensor:
+        """M y on the graph."""
+        return self._system.mass(y)
+
+    def evaluate(self, n: int, t: float | Tensor, y: Tensor) -> Tensor:
         """f(t, y) on the graph."""
         return self._system.function.on_graph(n, t, y)
 
-    def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, _Slope]:
-        """y = r + w f(t, y) on the graph, and f there when asked for."""
+    def solve(self, n: int, t: float | Tensor, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, _Slope]:
+        """y, M y = r + w f(t, y), on the graph, and f there when asked for."""
         with torch.no_grad():
             detached_w = w.detach() if isinstance(w, Tensor) else w
-            y, at = self._system.solve(n, t, r.detach(), detached_w, guess.detach())
-        y = r + self._system.function.on_graph(n, t, y) * w
+            at_time = float(t) if isinstance(t, Tensor) else t
+            y, at = self._system.solve(n, at_time, r.detach(), detached_w, guess.detach())
+        right = r + self._system.function.on_graph(n, t, y) * w
+        # The value of y is the solver's; its cotangent, once through the hook, is that of the right-hand side.
+        y = right if self._system.mass_matrix is None else y + (right - right.detach())
         if y.requires_grad:
-            y.register_hook(lambda y_bar: self._stage_cotangent(n, t, at, detached_w, y_bar))
+            y.register_hook(lambda y_bar: self._stage_cotangent(n, at_time, at, detached_w, y_bar))
         return y, _Slope(self, n, t, y)
 
     def _stage_cotangent(self, n: int, t: float, at: Linearisation, w: Weight, y_bar: Tensor) -> Tensor:
@@ -127,7 +161,7 @@ class GraphSystem:
 class _Slope:
     """f at a stage, evaluated on the graph when asked for."""
 
-    def __init__(self, system: GraphSystem, n: int, t: float, y: Tensor) -> None:
+    def __init__(self, system: GraphSystem, n: int, t: float | Tensor, y: Tensor) -> None:
         self._arguments = (system, n, t, y)
 
     @property

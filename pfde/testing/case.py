@@ -13,7 +13,8 @@ from .. import ts
 from ..arguments import check_alpha, check_grid, check_method, check_options, check_parameters, check_state, check_times
 from ..gradients import Backprop, Discrete
 from ..history import Bounded, Exact
-from ..problem import Problem, Stats
+from ..initial_value import Stats
+from ..problem import Problem
 from ..solving import fdeint
 from ..sweeps.tangent import tangent_sweep
 from ..sweeps.trajectory import Trajectory
@@ -98,13 +99,25 @@ class Case:
         flat = torch.cat([x.reshape(-1) for x in self.y0])
         peers = Peers(None)
         function = TorchFunction(self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid, peers)
-        where = self.scheme, self.grid, self.outputs, self.history, Discrete(), self.group, self.layout, self.func
-        problem = Problem(*where, self.parameters, peers, "", Stats(self.scheme.name))
+        problem = Problem(
+            scheme=self.scheme,
+            grid=self.grid,
+            outputs=self.outputs,
+            history=self.history,
+            gradient=Discrete(),
+            group=self.group,
+            layout=self.layout,
+            func=self.func,
+            parameters=self.parameters,
+            peers=peers,
+            options_prefix="",
+            stats=Stats(self.scheme.name),
+        )
         discretisation = problem.prepare(self.alpha, flat)
         with torch.no_grad(), ts.solver_options(check_options(self.options), "", peers):
             found = tangent_sweep(
                 Trajectory(discretisation, flat, None),
-                ts.bare_system(self.scheme, function),
+                ts.bare_system(function, implicit=self.scheme.implicit),
                 torch.cat([x.reshape(-1) for x in y0_dot]),
                 alpha_dot.cpu().reshape(-1),
                 theta_dot,

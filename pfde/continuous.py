@@ -1,0 +1,143 @@
+"""The continuous adjoint, discretised: what torchdiffeq's odeint_adjoint computes, for comparison.
+
+    y' = f(t, y, theta),   lambda' = -(df/dy)^T lambda,   theta_bar' = -(df/dtheta)^T lambda     from t_T back to t_0
+
+with lambda(t_i) += y_bar_i at every output, y started anew from the stored output there, theta_bar(t_T) = 0, and
+t_bar_i = <y_bar_i, f(t_i, y_i)>, t_bar_0 = <y_bar_0, f> - <lambda(t_0), f(t_0, y_0)> (Chen et al. 2018,
+arXiv:1806.07366). It is the gradient of no discrete solution. Memory: the outputs, and one graph of f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gradients import Continuous, Discrete
+from .ordinary_arguments import check_ode_method, check_pieces
+from .ordinary_problem import Accuracy, OrdinaryProblem
+from .schemes.one_step import inner
+from .system.peers import Peers
+from .system.torch_function import StateLayout, TorchFunction
+
+
+@dataclass(frozen=True, eq=False)
+class ContinuousProblem:
+    """An ordinary problem whose backward pass is the continuous adjoint."""
+
+    problem: OrdinaryProblem
+
+    @property
+    def peers(self) -> Peers:
+        """The ranks that share the state."""
+        return self.problem.peers
+
+    @property
+    def frozen(self) -> tuple[Tensor, ...]:
+        """A module's parameters that require no gradient."""
+        return self.problem.frozen
+
+    def forward(self, y0: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The outputs, (T, d), which are also all that the backward pass needs."""
+        y, _ = self.problem.integrate(y0, None)
+        return y, y.detach()
+
+    def backward(
+        self, run: Tensor, y_bar: Tensor, needed: Sequence[bool]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """The cotangents of (y0, t) and of the parameters, by integration backwards. Collective."""
+        problem, y = self.problem, run
+        problem.refuse_early_end(problem.found["limit"])
+        times, parameters = problem.times, problem.parameters
+        (function, *_) = (problem.make_function(problem.func, y[0], None, None),)
+        adjoint = _Adjoint(function)
+        lam = torch.zeros_like(y[0])
+        thetas = [torch.zeros_like(_real(p), dtype=y.dtype) for p in parameters]
+        t_bar = [0.0] * len(times)
+        for i in range(len(times) - 1, 0, -1):
+            lam = lam + y_bar[i]
+            if needed[1]:
+                t_bar[i] += inner(y_bar[i], function.evaluate(0, times[i], y[i]))
+            _, lam, *thetas = self._back(adjoint, times[i], times[i - 1], (y[i], lam, *thetas))
+        if needed[1]:
+            t_bar[0] -= inner(lam, function.evaluate(0, times[0], y[0]))
+        problem.stats.nfe_backward += function.evaluations
+        bars = [bar.view_as(_real(p)).to(_real(p)) for bar, p in zip(thetas, parameters, strict=True)]
+        theta_bars: list[Tensor | None] = [
+            torch.view_as_complex(bar) if p.is_complex() else bar for bar, p in zip(bars, parameters, strict=True)
+        ]
+        return [lam + y_bar[0], torch.tensor(t_bar, dtype=torch.float64) if needed[1] else None], theta_bars
+
+    def _back(self, adjoint: _Adjoint, t1: float, t0: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The augmented state at t0 from that at t1."""
+        problem, how = self.problem, self.problem.gradient
+        assert isinstance(how, Continuous)
+        scheme = problem.scheme
+        if how.method is not None or scheme.implicit:
+            scheme = check_ode_method(how.method)
+        flat = torch.cat([x.reshape(-1) for x in state])
+        size = how.step_size
+        if size is None and problem.pieces is not None:  # as many steps as forward took there
+            i = problem.times.index(t0)
+            pieces: tuple[int, ...] | None = (problem.pieces[i],)
+        else:
+            pieces = check_pieces([t1, t0], size, scheme)
+        accuracy = problem.accuracy
+        rtol, atol = (
+            mine if mine is not None else (theirs if isinstance(theirs, float) else float(theirs.min()))
+            for mine, theirs in ((how.rtol, accuracy.rtol), (how.atol, accuracy.atol))
+        )
+        layout = StateLayout(tuple(x.shape for x in state), True)
+        back = OrdinaryProblem(
+            scheme=scheme,
+            times=(t1, t0),
+            pieces=pieces,
+            gradient=Discrete(),
+            accuracy=Accuracy(rtol, atol, accuracy.limits._replace(first_step=None)),
+            layout=layout,
+            func=adjoint,
+            parameters=(),
+            peers=problem.peers,
+            options_prefix=problem.options_prefix,
+            stats=replace(problem.stats),
+        )
+        with torch.no_grad():
+            y, _ = back.integrate(flat, None)
+        return layout.unflatten(y[-1])
+
+
+class _Adjoint:
+    """(t, (y, lambda, theta_bar...)) -> its derivative."""
+
+    def __init__(self, function: TorchFunction) -> None:
+        self._function = function
+
+    def __call__(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        y, lam = state[:2]
+        f = self._function.linearise(0, float(t), y)
+        theta_bar: Any = _Bars(len(self._function.parameters))
+        y_bar = f.vjp(lam, theta_bar)
+        bars = [
+            torch.zeros_like(like) if bar is None else -_real(bar).to(like)
+            for bar, like in zip(theta_bar.bars, state[2:], strict=True)
+        ]
+        return f.value, -y_bar, *bars
+
+
+class _Bars:
+    """Receives the parameters' cotangents of one product."""
+
+    def __init__(self, count: int) -> None:
+        self.bars: list[Tensor | None] = [None] * count
+
+    def add(self, bars: Sequence[Tensor | None]) -> None:
+        """Keep them."""
+        self.bars = list(bars)
+
+
+def _real(x: Tensor) -> Tensor:
+    """x, a complex one as pairs of numbers."""
+    return torch.view_as_real(x) if x.is_complex() else x

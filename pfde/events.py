@@ -1,0 +1,178 @@
+"""Terminal events of an ordinary equation: where one entry of g(t, y(t)) first changes its sign.
+
+A step over whose ends the sign changes is bisected on its dense output. The event's time t* is a function of all that y
+depends on, by g(t*, y(t*)) = 0 (implicit function theorem): with y' the derivative of the dense output at t*,
+
+    dt* = -dg|_{t*} / (g_t + g_y . y'),    dy(t*) = dy|_{t*} + y' dt*
+
+where d.|_{t*} is the change at a fixed time, of the solution on the steps taken. One Newton step for t*, whose value is
+nothing but whose graph is this formula, brings it to autograd.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import as_number
+from .errors import PfdeError
+from .schemes.one_step import Interval
+from .system.torch_function import StateLayout, describe
+
+_FIXED_STEPS = 10**6  # without t_max
+_FAR, _FAR_SINGLE = 1e300, 1e30
+
+
+class EventSearch:
+    """One event to be found, in one solve.
+
+    Parameters
+    ----------
+    event_fn : (t, y) -> tensor
+    t0 : where the solve starts
+    reverse_time : towards smaller times
+    t_max : where to give up
+    """
+
+    def __init__(
+        self, event_fn: Callable[[Tensor, Any], Tensor], t0: Any, *, reverse_time: bool, t_max: float | None
+    ) -> None:
+        if not callable(event_fn):
+            raise TypeError(f"event_fn must be callable as event_fn(t, y): got {type(event_fn).__name__}")
+        if not isinstance(t0, Tensor):
+            t0 = torch.tensor(as_number("t0", t0), dtype=torch.float64)
+        if t0.numel() != 1 or not t0.dtype.is_floating_point:
+            raise ValueError(f"t0 must be a number or a 0-d floating-point tensor: got {describe(t0)}")
+        self.t0, self.direction = t0.reshape(()), -1.0 if reverse_time else 1.0
+        self._event_fn, self.t_max = event_fn, None if t_max is None else as_number("t_max", t_max)
+        start = float(t0.detach())
+        if self.t_max is not None and not (self.t_max - start) * self.direction > 0:
+            where = "below" if reverse_time else "above"
+            raise ValueError(f"t_max must be {where} t0={start:g}: got {self.t_max:g}")
+        self._layout: StateLayout | None = None
+        self._like = torch.empty(())
+        self._signs: Tensor | None = None
+        self._entry = 0
+        self._rate: Tensor | None = None
+        self.time: float | None = None
+
+    def times(self, y0: Any) -> Tensor:
+        """t0, on its graph, and the time at which to give up; (2,) float64."""
+        parts = y0 if isinstance(y0, tuple | list) else (y0,)
+        double = all(isinstance(part, Tensor) and part.dtype.to_real() == torch.float64 for part in parts)
+        far = self.direction * (_FAR if double else _FAR_SINGLE) if self.t_max is None else self.t_max
+        start = self.t0.double()
+        return torch.stack([start, start.new_tensor(far)])
+
+    def pieces(self, times: list[float], step_size: float | None) -> tuple[int, ...]:
+        """How many fixed steps there may be; `times` gets the time at which to give up, a whole number of steps off."""
+        if step_size is None:
+            raise ValueError("step_size must be given for a method without adaptive steps, to look for an event")
+        if not step_size > 0:
+            raise ValueError(f"step_size must be positive, for decreasing t too: got {step_size:g}")
+        steps = _FIXED_STEPS
+        if self.t_max is not None:
+            steps = max(1, math.ceil(abs(times[1] - times[0]) / step_size * (1 - 1e-12)))
+        times[1] = times[0] + self.direction * steps * step_size
+        return (steps,)
+
+    def attach(self, layout: StateLayout, like: Tensor) -> None:
+        """The state's layout, and a tensor of its dtype and device."""
+        self._layout, self._like = layout, like.detach()
+
+    # -- during the solve: `sweeps.steps.Watch` ------------------------------------------------------------------------
+
+    def crossed(self, at: Interval, y: Tensor, y1: Tensor) -> bool:
+        """Whether a sign changes over this step, from y to y1."""
+        if self._signs is None:
+            self._signs = self._values(float(at.t), y).sign()
+        new = self._values(float(at.t1), y1).sign()
+        if bool(((self._signs != 0) & (new != self._signs)).any()):
+            return True
+        self._signs = new
+        return False
+
+    def locate(self, at: Interval, dense: Callable[[float, int], Tensor]) -> float:
+        """The time of the event in a step that crosses it; dense(theta, k) is y or, k = 1, its derivative in theta."""
+        assert self._signs is not None
+        signs, low, high = self._signs, 0.0, 1.0
+        while low < (middle := 0.5 * (low + high)) < high:
+            new = self._values(at.t + middle * at.h, dense(middle, 0)).sign()
+            if bool(((signs != 0) & (new != signs)).any()):
+                high = middle
+            else:
+                low = middle
+        t = float(at.t1) if high == 1.0 else float(at.t + high * at.h)
+        new = self._values(t, dense(high, 0)).sign()
+        crossed = torch.nonzero((signs != 0) & (new != signs)).flatten()
+        self._entry = int(crossed[0]) if len(crossed) else 0
+        self._rate, self.time = dense(high, 1) / at.h, t
+        return t
+
+    def _values(self, t: float, y: Tensor) -> Tensor:
+        assert self._layout is not None
+        with torch.no_grad():
+            return self._call(torch.full((), t, dtype=y.dtype, device=y.device), self._layout.unflatten(y))
+
+    def _call(self, t: Tensor, y: Any) -> Tensor:
+        value = self._event_fn(t, y)
+        if not isinstance(value, Tensor) or not value.dtype.is_floating_point or value.numel() == 0:
+            raise TypeError(f"event_fn must return a real floating-point tensor: got {describe(value)}")
+        if not bool(torch.isfinite(value.detach()).all()):
+            raise PfdeError(f"event_fn returned NaN or inf at t={float(t):.6g}: check it and the solution there")
+        return value.reshape(-1)
+
+    # -- afterwards ----------------------------------------------------------------------------------------------------
+
+    def finish(self, y: Any) -> tuple[Tensor, Any]:
+        """(t*, y at t0 and t*) with their graphs, from y on the frozen steps. Raises PfdeError without an event."""
+        if self.time is None or self._layout is None or self._rate is None:
+            raise PfdeError(
+                f"no event up to t={self.t_max if self.t_max is not None else 'the last step'}: move t_max, or check "
+                "the sign of event_fn"
+            )
+        t = torch.tensor(self.time, dtype=self.t0.dtype, device=self.t0.device)
+        is_tuple = self._layout.is_tuple
+        last = tuple(part[1] for part in y) if is_tuple else y[1]
+        rate = self._layout.unflatten(self._rate)
+        if torch.is_grad_enabled():
+            t = self._moving(t, last, rate)
+        if not t.requires_grad:
+            return t, y
+
+        def move(part: Tensor, rate: Tensor) -> Tensor:
+            shift = (t - t.detach()).to(device=part.device, dtype=part.dtype.to_real())
+            return torch.stack([part[0], part[1] + rate * shift])
+
+        return t, (tuple(map(move, y, rate)) if is_tuple else move(y, rate))
+
+    def _moving(self, t: Tensor, y: Any, rate: Any) -> Tensor:
+        """t*, on the graph of all that the event depends on."""
+        parts, rates = (y, rate) if self._layout is not None and self._layout.is_tuple else ((y,), (rate,))
+        clock = t.to(self._like)
+
+        def value(time: Tensor, parts: Any) -> Tensor:
+            state = tuple(parts) if isinstance(y, tuple) else parts[0]
+            return self._call(time, state)[self._entry]
+
+        leaves = [clock.clone().requires_grad_(), *(part.detach().requires_grad_() for part in parts)]
+        g = value(leaves[0], leaves[1:])
+        slope = 0.0
+        if g.requires_grad:
+            bars = torch.autograd.grad(g, leaves, allow_unused=True)
+            for bar, dot in zip(bars, (torch.ones_like(clock), *rates), strict=True):
+                if bar is not None:
+                    slope += float((bar.conj() * dot).real.sum() if bar.is_complex() else (bar * dot).sum())
+        moving = value(clock, parts)
+        if not moving.requires_grad:
+            return t
+        if slope == 0.0:
+            raise PfdeError(
+                f"the event at t={self.time:.6g} has no derivative: g_t + g_y . y' is 0 there (it touches zero, and "
+                "does not cross it); detach y0 and the parameters, or choose another event_fn"
+            )
+        return t - ((moving - moving.detach()) / slope).to(t)

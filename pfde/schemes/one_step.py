@@ -1,0 +1,259 @@
+"""A one-step method: y_{n+1} from y_n alone, for ordinary equations M y' = f(t, y).
+
+alpha = 1, and the history is empty.
+
+Stages Y_1..Y_s with slopes K_i = f(t_n + c_i h, Y_i) of a Runge-Kutta tableau (A, b, c). In a step from t to t1,
+
+    y(t + theta h) = y_n + h sum_i b_i(theta) K_i,   0 <= theta <= 1                          (dense output)
+    h sum_i e_i K_i                                                                            (error estimate)
+
+beside y_{n+1}; both may need the slope at the end, f(t1, y_{n+1}), as one stage more. A transposed step takes lambda,
+the cotangent of y_{n+1}, and K_bar_i, what the dense outputs in the step draw from the slopes, and gives
+
+    lambda_n, the cotangent of y_n;    theta_bar;    h_bar, t_bar, those of h and t (where wanted)
+
+The step size itself is data: with adaptive steps it is frozen, as the sweep has recorded it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..system.base import Linearisation, System
+
+
+class Interval(NamedTuple):
+    """Where step n takes place: from t to t1 = t + h, h negative for decreasing times.
+
+    Where the times are on autograd's graph (`StepTimes.on_graph`), t, h and t1 are 0-d tensors in place of numbers.
+    """
+
+    n: int
+    t: float
+    h: float
+    t1: float
+
+    def time(self, c: float) -> float:
+        """t + c h; the ends exactly, so that the last stage of one step and the first of the next see one time."""
+        if c == 0.0:
+            return self.t
+        return self.t1 if c == 1.0 else self.t + c * self.h
+
+
+class Step(NamedTuple):
+    """What a step leaves.
+
+    y : y_{n+1}
+    states : Y_i, as many as were needed
+    slopes : K_i; of a split method the implicit ones, then the explicit ones
+    kept : their linearisations, where they were to be kept
+    """
+
+    y: Tensor
+    states: list[Tensor]
+    slopes: list[Tensor]
+    kept: list[Linearisation]
+
+
+class StepBars(NamedTuple):
+    """What the transpose of a step gives: the cotangents of y_n, of h (with the stage times' share) and of t."""
+
+    y: Tensor
+    h: float
+    t: float
+
+
+class Sources:
+    """The linearisations of a step's stages for its transpose, made when asked for, or kept.
+
+    Parameters
+    ----------
+    systems : f; for a split method (stiff, nonstiff)
+    at, nodes : the step, and the nodes c of its slopes
+    states : Y_i
+    kept : linearisations that are there already, by index
+
+    Attributes
+    ----------
+    remember : whether the slopes are to be kept, in `values`
+    """
+
+    def __init__(
+        self,
+        systems: Sequence[System],
+        at: Interval,
+        nodes: Sequence[float],
+        states: Sequence[Tensor],
+        kept: Sequence[Linearisation],
+    ) -> None:
+        self._systems, self._at, self._nodes, self._states = systems, at, nodes, states
+        self._kept: dict[int, Linearisation] = dict(enumerate(kept))
+        self.remember = False
+        self.values: dict[int, Tensor] = {}
+
+    def take(self, i: int) -> Linearisation:
+        """The linearisation of slope i, given away: its graph lives as long as the caller uses it."""
+        f = self._kept.pop(i, None)
+        if f is None:
+            part, stage = divmod(i, len(self._nodes))
+            at = self._at
+            f = self._systems[part].linearise(at.n, at.time(self._nodes[stage]), self._states[stage])
+        if self.remember:
+            self.values[i] = f.value
+        return f
+
+
+class OneStep(ABC):
+    """A method. Stateless; one instance serves all solves.
+
+    Attributes
+    ----------
+    name, order, stability, cost, source : for the documentation's tables
+    implicit : whether a step solves equations
+    split : whether f is given in two parts, a stiff and a nonstiff one
+    embedded_order : of the comparison formula; None without one, and then steps are fixed
+    dense_order : of the dense output
+    nodes : c
+    determined : whether y_n and y_{n+1} determine the stages, so that the transpose need not compute them again
+    """
+
+    implicit: ClassVar[bool]
+    split: ClassVar[bool] = False
+    determined: bool = False
+    name: str
+    order: int
+    embedded_order: int | None
+    dense_order: int
+    stability: str
+    source: str
+    nodes: tuple[float, ...]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether there is an error estimate."""
+        return self.embedded_order is not None
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """f's evaluations in a step of an explicit method; the stages of an implicit one."""
+
+    @property
+    def active_slopes(self) -> int:
+        """How many slopes, from the first on, y_{n+1} depends on."""
+        return self.evaluations
+
+    @property
+    @abstractmethod
+    def kept_stages(self) -> int:
+        """How many stages store="stages" keeps: those that are not y_n."""
+
+    @abstractmethod
+    def reusable_slope(self, step: Step) -> Tensor | None:
+        """f(t1, y_{n+1}), where the step has it and it is the first slope of the next one."""
+
+    @abstractmethod
+    def step(
+        self,
+        system: System,
+        at: Interval,
+        y: Tensor,
+        *,
+        first: Tensor | None = None,
+        keep: bool = False,
+        rows: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Step:
+        """One step from y.
+
+        first : K_1, where it is known
+        keep : linearise f, and keep that, instead of evaluating
+        rows, out : memory for Y_2..Y_s, (s-1, d), and for y_{n+1}; what is returned is then a view of it
+        """
+
+    @abstractmethod
+    def complete(self, system: System, at: Interval, step: Step, *, dense: bool, keep: bool = False) -> Step:
+        """The step with all slopes that the error estimate, or the dense output, needs."""
+
+    @abstractmethod
+    def error(self, at: Interval, step: Step) -> Tensor:
+        """h sum_i e_i K_i of a completed step."""
+
+    @abstractmethod
+    def stages(
+        self, system: System, at: Interval, y: Tensor, y1: Tensor, *, dense: bool, graphs: bool, rows: Tensor | None
+    ) -> Sources:
+        """The linearisations for the transpose of a step from y to y1 that nothing was kept of, but perhaps rows.
+
+        graphs : linearise while the stages are computed again, all graphs alive at a time, and no evaluation twice
+        """
+
+    @abstractmethod
+    def adjoint(
+        self,
+        system: System,
+        at: Interval,
+        sources: Sources,
+        lam: Tensor,
+        slope_bars: dict[int, Tensor],
+        theta_bar: Any,
+        *,
+        times: bool,
+    ) -> StepBars:
+        """The transpose of a step.
+
+        lam : the cotangent of y_{n+1}
+        slope_bars : K_bar_i from dense outputs, h b_i(theta) y_bar summed; may be changed in place
+        times : whether the cotangents of h and t are wanted; needs a system whose products give that of f's t
+        """
+
+    @abstractmethod
+    def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
+        """The tangent of y_{n+1} along those of y_n and of the parameters."""
+
+    @abstractmethod
+    def dense_weights(self, theta: float, derivative: int = 0) -> list[tuple[int, float]]:
+        """b_i(theta), or its derivative: pairs of slope index and weight, those that are not zero."""
+
+
+def combine(
+    y: Tensor,
+    h: float | Tensor,
+    weights: Sequence[tuple[int, float]],
+    slopes: Sequence[Tensor],
+    out: Tensor | None = None,
+) -> Tensor:
+    """y + h sum_i w_i K_i, a new tensor, or `out`; y itself where there is no weight and no `out`."""
+    if isinstance(h, Tensor):
+        for i, w in weights:
+            y = y + slopes[i] * (h * w).to(y)
+        return y
+    total: Tensor | None = None
+    for i, w in weights:
+        if total is None:
+            total = torch.add(y, slopes[i], alpha=h * w, out=out)
+        else:
+            total.add_(slopes[i], alpha=h * w)
+    if total is None:
+        return y if out is None else out.copy_(y)
+    return total
+
+
+def accumulate(total: Tensor | None, weight: float, x: Tensor) -> Tensor:
+    """total + weight x, in place where there is a total."""
+    return x * weight if total is None else total.add_(x, alpha=weight)
+
+
+def inner(x: Tensor, y: Tensor) -> float:
+    """<x, y>, in double precision."""
+    return float(torch.dot(x, y)) if x.dtype == torch.float64 else float((x.double() * y.double()).sum())
+
+
+def nonzero(weights: Sequence[float]) -> list[tuple[int, float]]:
+    """(index, weight) of the weights that are not zero."""
+    return [(i, w) for i, w in enumerate(weights) if w]

@@ -1,0 +1,196 @@
+"""Explicit Runge-Kutta methods and their discrete adjoint.
+
+    Y_i = y_n + h sum_{j<i} a_ij K_j,   K_i = f(t_n + c_i h, Y_i),   y_{n+1} = y_n + h sum_i b_i K_i
+
+Its transpose, in the form without divisions, which b_i = 0 does not disturb: for i = s, ..., 1
+
+    K_bar_i = h (b_i lambda + sum_{j>i} a_ji u_j),   u_i = J_i^T K_bar_i,   theta_bar += P_i^T K_bar_i
+    lambda_n = lambda + sum_i u_i,                   h_bar = sum_i <K_bar_i, K_i> / h + c_i t_bar_i
+
+with t_bar_i that of f's own t. This is what Matsubara, Miyatake, Yaguchi (2021, arXiv:2102.09750) call the symplectic
+adjoint (Sanz-Serna 2016, doi:10.1137/151002769, for b_i != 0): the exact gradient of the discrete scheme.
+
+The slope at the end of a step, f(t1, y_{n+1}), serves error estimates and dense outputs; it is the last stage of a
+first-same-as-last tableau and one stage more of another. Cost: s evaluations forward, s linearisations backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..system.base import Linearisation, System
+from .one_step import Interval, OneStep, Sources, Step, StepBars, accumulate, combine, inner, nonzero
+from .tableaux import Tableau
+
+
+class RungeKutta(OneStep):
+    """The explicit method of a tableau."""
+
+    implicit = False
+
+    def __init__(self, tableau: Tableau) -> None:
+        self.tableau = tableau
+        self.name, self.order, self.embedded_order = tableau.name, tableau.order, tableau.embedded_order
+        self.dense_order, self.stability, self.source = tableau.dense_order, tableau.stability, tableau.source
+        s = tableau.stages
+        self._active = tableau.active
+        self._end = s - 1 if tableau.first_same_as_last else s  # the index of f(t1, y_{n+1}) among the slopes
+        self.nodes = tableau.nodes if tableau.first_same_as_last else (*tableau.nodes, 1.0)
+        self._a = [nonzero(row) for row in tableau.a]
+        self._b = nonzero(tableau.weights)
+        self._e = None if tableau.error is None else nonzero(tableau.error)
+        self._columns = [[(j, tableau.a[j][i]) for j in range(i + 1, self._end) if tableau.a[j][i]] for i in range(s)]
+        self._dense = tableau.dense
+
+    @property
+    def evaluations(self) -> int:
+        return self._active
+
+    @property
+    def kept_stages(self) -> int:
+        return self._active - 1
+
+    def reusable_slope(self, step: Step) -> Tensor | None:
+        return step.slopes[self._end] if len(step.slopes) > self._end else None
+
+    def step(
+        self,
+        system: System,
+        at: Interval,
+        y: Tensor,
+        *,
+        first: Tensor | None = None,
+        keep: bool = False,
+        rows: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Step:
+        step = Step(y, [], [], [])
+        self._extend(step, system, at, y, self._active, first=first, keep=keep, rows=rows)
+        return step._replace(y=combine(y, at.h, self._b, step.slopes, out))
+
+    def _extend(
+        self,
+        step: Step,
+        system: System,
+        at: Interval,
+        y: Tensor,
+        count: int,
+        *,
+        first: Tensor | None = None,
+        keep: bool = False,
+        rows: Tensor | None = None,
+    ) -> None:
+        """Stages and slopes up to `count`, added to the step's lists; y is y_n."""
+        memory = [] if rows is None else rows.unbind(0)
+        for i in range(len(step.slopes), count):
+            if i == self._end:
+                state = step.y
+            elif i == 0:
+                state = y
+            else:
+                state = combine(y, at.h, self._a[i], step.slopes, memory[i - 1] if i <= len(memory) else None)
+            step.states.append(state)
+            if keep:
+                f = system.linearise(at.n, at.time(self.nodes[i]), state)
+                step.kept.append(f)
+                step.slopes.append(f.value)
+            elif i == 0 and first is not None:
+                step.slopes.append(first)
+            else:
+                step.slopes.append(system.evaluate(at.n, at.time(self.nodes[i]), state))
+
+    def complete(self, system: System, at: Interval, step: Step, *, dense: bool, keep: bool = False) -> Step:
+        count = self._end + 1 if dense or self.tableau.first_same_as_last else self.tableau.stages
+        self._extend(step, system, at, step.states[0], count, keep=keep)
+        return step
+
+    def error(self, at: Interval, step: Step) -> Tensor:
+        assert self._e is not None
+        total = None
+        for i, e in self._e:
+            total = accumulate(total, at.h * e, step.slopes[i])
+        assert total is not None
+        return total
+
+    def stages(
+        self, system: System, at: Interval, y: Tensor, y1: Tensor, *, dense: bool, graphs: bool, rows: Tensor | None
+    ) -> Sources:
+        step = Step(y1, [], [], [])
+        if rows is not None:
+            step.states.extend((y, *rows.unbind(0)))
+        elif graphs:
+            self._extend(step, system, at, y, self._active, keep=True)
+        else:  # the last slope is of no use to other stages
+            self._extend(step, system, at, y, self._active - 1)
+            step.states.append(combine(y, at.h, self._a[self._active - 1], step.slopes))
+        if dense:
+            self._complete_states(step, system, at, y)
+        return Sources(system.parts, at, self.nodes, step.states, step.kept)
+
+    def _complete_states(self, step: Step, system: System, at: Interval, y: Tensor) -> None:
+        """The states of the stages that only dense outputs need."""
+        for i in range(self._active, self._end):
+            for k in range(len(step.slopes), i):
+                step.slopes.append(system.evaluate(at.n, at.time(self.nodes[k]), step.states[k]))
+            step.states.append(combine(y, at.h, self._a[i], step.slopes))
+        step.states.append(step.y)
+
+    def adjoint(
+        self,
+        system: System,
+        at: Interval,
+        sources: Sources,
+        lam: Tensor,
+        slope_bars: dict[int, Tensor],
+        theta_bar: Any,
+        *,
+        times: bool,
+    ) -> StepBars:
+        h, h_bar, t_bar = at.h, 0.0, 0.0
+        u: list[Tensor | None] = [None] * (self._end + 1)
+
+        def pull(i: int, v: Tensor) -> Tensor:
+            nonlocal h_bar, t_bar
+            f: Linearisation = sources.take(i)
+            if times:
+                h_bar += inner(v, f.value) / h
+            product = f.vjp(v, theta_bar)
+            if times:
+                t_bar += theta_bar.time
+                h_bar += self.nodes[i] * theta_bar.time
+            return product
+
+        if self._end in slope_bars:
+            lam = lam + pull(self._end, slope_bars.pop(self._end))
+        total: Tensor | None = None
+        for i in range(self._end - 1, -1, -1):
+            v = slope_bars.get(i)
+            if b := self.tableau.weights[i]:
+                v = accumulate(v, h * b, lam)
+            for j, a in self._columns[i]:
+                if (u_j := u[j]) is not None:
+                    v = accumulate(v, h * a, u_j)
+            if v is None:
+                continue
+            u[i] = u_i = pull(i, v)
+            total = lam + u_i if total is None else total.add_(u_i)
+        return StepBars(lam if total is None else total, h_bar, t_bar)
+
+    def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
+        slopes: list[Tensor] = []
+        for i in range(self._active):
+            state_dot = combine(y_dot, at.h, self._a[i], slopes)
+            slopes.append(sources.take(i).jvp(state_dot, theta_dot))
+        return combine(y_dot, at.h, self._b, slopes)
+
+    def dense_weights(self, theta: float, derivative: int = 0) -> list[tuple[int, float]]:
+        return nonzero([polynomial(p, theta, derivative) for p in self._dense])
+
+
+def polynomial(p: tuple[float, ...], theta: float, derivative: int) -> float:
+    """sum_k p_k theta^(k+1), or its derivative."""
+    if derivative:
+        return sum((k + 1) * x * theta**k for k, x in enumerate(p))
+    return sum(x * theta ** (k + 1) for k, x in enumerate(p))

@@ -1,0 +1,78 @@
+"""What the execution of a checkpoint schedule needs to know of a forward sweep, its record and the adjoint sweep.
+
+Two families have all three: methods with a history (`forward`, `trajectory`, `adjoint`) and one-step methods (`steps`,
+`record`, `steps_adjoint`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T", covariant=True)
+
+
+class Record(Protocol):
+    """What a forward sweep leaves for the adjoint.
+
+    whole : the rows of all steps are kept in any case, so that a snapshot is an index into them
+    spent : its buffers are overwritten, or given up
+    """
+
+    whole: bool
+    spent: bool
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a step of the leaf takes."""
+
+    def open(self, first: int, last: int) -> None:
+        """Keep from now on what the adjoint of the steps first+1..last needs, and nothing of others."""
+
+    def leaf(self) -> dict[str, Tensor]:
+        """The rows of the leaf, as `load` takes them."""
+
+    def load(self, first: int, last: int, rows: dict[str, Tensor]) -> None:
+        """Open this leaf, with rows kept elsewhere."""
+
+    def release(self) -> None:
+        """Give up all buffers."""
+
+
+class Forward(Protocol):
+    """A forward pass in progress."""
+
+    n: int
+    y: Tensor
+    witness: Callable[[int, Tensor], None] | None
+
+    @property
+    def steps(self) -> int:
+        """N; sys.maxsize as long as it is not known."""
+
+    def advance(self, n1: int) -> Any:
+        """Take the steps n+1..n1, or up to the last one."""
+
+    def close(self) -> None:
+        """No more steps are taken."""
+
+    def snapshot_bytes(self) -> tuple[int, int, int]:
+        """Bytes of a snapshot between two blocks, steps of a block, bytes more of one inside a block."""
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What `restore` needs: views, valid until the next step."""
+
+    def restore(self, n: int, state: dict[str, Tensor]) -> None:
+        """Go on behind step n, whose snapshot this was."""
+
+
+class Adjoint(Protocol[T]):
+    """A backward pass in progress."""
+
+    def reverse(self, n1: int, n0: int) -> None:
+        """Reverse the steps n1, n1-1, ..., n0+1."""
+
+    def finish(self) -> T:
+        """The gradient, once all steps are reversed."""

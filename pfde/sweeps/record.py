@@ -1,0 +1,165 @@
+"""What a forward solve of a one-step method leaves for its backward pass: a leaf of states, and what comes on top.
+
+Of the steps first+1..last the states y_first, ..., y_last are kept; with store="stages" the stages Y_2..Y_s too, with
+"graph" the linearisations of all slopes. "state" has the stages computed again with their graphs, all of one step
+alive at a time; `Symplectic` computes them without, and then one graph at a time.
+
+NOTE 1. All rows of a buffer share one version counter, by which autograd knows that a saved tensor was overwritten: a
+graph that is kept must not hang on a row while other rows are being written.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..gradients import Store
+from ..schemes.one_step import Interval, OneStep, Sources, Step
+from ..system.base import Linearisation, System
+from .times import StepTimes
+
+Keep = Store | Literal["symplectic"]
+
+_CHUNK = 2**22  # bytes of the buffers in which rows of unknown number are kept
+
+
+class Rows:
+    """Rows of one shape, in chunks that are made when needed and do not move."""
+
+    def __init__(self, shape: tuple[int, ...], like: Tensor, count: int | None) -> None:
+        self._shape, self._like = shape, like
+        size = int(np.prod(shape)) * like.element_size()
+        self._length = max(1, _CHUNK // size) if count is None else max(1, count)
+        self._chunks: list[Tensor] = []
+
+    def row(self, i: int) -> Tensor:
+        """Row i, a view."""
+        chunk, offset = divmod(i, self._length)
+        while len(self._chunks) <= chunk:
+            self._chunks.append(empty_rows((self._length, *self._shape), self._like))
+        return self._chunks[chunk][offset]
+
+    def all(self, count: int) -> Tensor:
+        """The first rows as one tensor; of a known number only, a view."""
+        self.row(0)
+        return self._chunks[0][:count]
+
+    @property
+    def length(self) -> int:
+        """Rows of a chunk."""
+        return self._length
+
+
+def empty_rows(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialised tensor of this shape, of like's dtype and device.
+
+    On the CPU through NumPy, which asks the kernel for huge pages: the first write to a fresh row then costs a quarter.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, np.float32 if like.dtype == torch.float32 else np.float64))
+
+
+class StepRecord:
+    """The record of one forward solve.
+
+    Parameters
+    ----------
+    scheme : the method
+    times : of its steps; this record's own
+    y0 : (d,) the initial state
+    keep : what to keep for the backward pass; None for a solve without gradient
+    """
+
+    whole = False  # a snapshot is a state, and no index into rows that are there anyway
+
+    def __init__(self, scheme: OneStep, times: StepTimes, y0: Tensor, keep: Keep | None) -> None:
+        self.scheme, self.times, self.y0, self.keep = scheme, times, y0, keep
+        extra = keep == "stages" and not scheme.determined
+        self._stage_count = scheme.kept_stages if extra else 0
+        self._leaf = (0, 0)
+        self._states: Rows | None = None
+        self._stages: Rows | None = None
+        self._kept: dict[int, list[Linearisation]] = {}
+        self.spent = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a step of the leaf takes, without graphs."""
+        return (1 + self._stage_count) * self.y0.numel() * self.y0.element_size()
+
+    def open(self, first: int, last: int) -> None:
+        """Keep from now on what the adjoint of the steps first+1..last needs, and nothing of others."""
+        if self.keep is None:
+            return
+        self._leaf, self._kept = (first, last), {}
+        count = last - first if self.times.ended or last < self.times.steps else None
+        self._states = self._room(self._states, (self.y0.numel(),), None if count is None else count + 1)
+        if self._stage_count:
+            self._stages = self._room(self._stages, (self._stage_count, self.y0.numel()), count)
+
+    def _room(self, rows: Rows | None, shape: tuple[int, ...], count: int | None) -> Rows:
+        if rows is not None and (count is None or rows.length >= count):
+            return rows
+        return Rows(shape, self.y0, count)
+
+    def leaf(self) -> dict[str, Tensor]:
+        """The rows of the leaf, as `load` takes them."""
+        first, last = self._leaf
+        assert self._states is not None
+        parts = {"states": self._states.all(last - first + 1)}
+        if self._stages is not None:
+            parts["stages"] = self._stages.all(last - first)
+        return parts
+
+    def load(self, first: int, last: int, rows: dict[str, Tensor]) -> None:
+        """Open this leaf, with rows kept elsewhere."""
+        self.open(first, last)
+        for name, target in self.leaf().items():
+            target.copy_(rows[name])
+
+    def keeps(self, n: int) -> bool:
+        """Whether step n is in the leaf."""
+        return self._leaf[0] < n <= self._leaf[1]
+
+    def begin(self, n: int, y: Tensor) -> Tensor:
+        """y as the state before step n, which is about to be taken: its row where it is kept, else itself."""
+        if not self.keeps(n) or self._states is None:
+            return y
+        row = self._states.row(n - 1 - self._leaf[0])
+        if row.data_ptr() != y.data_ptr():
+            row.copy_(y)
+        return y if self.keep == "graph" else row  # NOTE 1
+
+    def memory(self, n: int) -> tuple[Tensor | None, Tensor | None]:
+        """Where step n's stages Y_2.. and its end are to be written; None where they are not kept."""
+        if not self.keeps(n) or self._states is None or self.keep == "graph":
+            return None, None
+        k = n - 1 - self._leaf[0]
+        return None if self._stages is None else self._stages.row(k), self._states.row(k + 1)
+
+    def record(self, n: int, step: Step) -> None:
+        """Keep what is on top of the states of an accepted step."""
+        if step.kept and self.keeps(n):
+            assert self._states is not None
+            self._kept[n] = step.kept
+            self._states.row(n - self._leaf[0]).copy_(step.y)
+
+    def sources(self, system: System, at: Interval, *, dense: bool) -> Sources:
+        """The linearisations of step n for its transpose; kept ones are handed over."""
+        assert self._states is not None
+        k = at.n - 1 - self._leaf[0]
+        y, y1 = self._states.row(k), self._states.row(k + 1)
+        if (kept := self._kept.pop(at.n, None)) is not None:
+            return Sources(system.parts, at, self.scheme.nodes, [], kept)
+        rows = None if self._stages is None else self._stages.row(k)
+        return self.scheme.stages(system, at, y, y1, dense=dense, graphs=self.keep != "symplectic", rows=rows)
+
+    def release(self) -> None:
+        """Give up all buffers."""
+        self.spent = True
+        self._kept.clear()
+        self._states = self._stages = None

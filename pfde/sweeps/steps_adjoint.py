@@ -1,0 +1,103 @@
+"""The adjoint sweep of a one-step method: the transposed steps on reversed time.
+
+    lambda_N = 0;   lambda_{n-1} = (transpose of step n)(lambda_n + y_bar at t_n, y_bar inside the step)
+
+theta_bar, and the cotangents of the step's times, are collected on the way; time is linear in the steps and the
+outputs. It is reverse-accurate: the gradient of the discrete solution on its recorded steps, to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..schemes.one_step import Interval, Sources, accumulate, inner
+from ..system.base import System
+from ..system.profile import event
+from .outputs import Output, Outputs
+from .record import StepRecord
+
+
+class StepAdjointSweep:
+    """A backward pass in progress over one record.
+
+    Parameters
+    ----------
+    record : of a completed forward sweep
+    system : the one that made it
+    outputs : where the outputs lie
+    y_bar : (T, d), their cotangents
+    theta_bar : receives the parameters' cotangents
+    times : whether those of the output times are wanted
+
+    Attributes
+    ----------
+    t_bar : the cotangents of the output times, T numbers
+    """
+
+    def __init__(
+        self, record: StepRecord, system: System, outputs: Outputs, y_bar: Tensor, theta_bar: Any, *, times: bool
+    ) -> None:
+        assert not record.spent
+        self._record, self._system, self._outputs, self._y_bar = record, system, outputs, y_bar
+        self._theta_bar, self._wants_times = theta_bar, times
+        self._lam: Tensor | None = None
+        self.t_bar = [0.0] * len(record.times.anchors)
+        self._event = event("FDEAdjoint")
+
+    def reverse(self, n1: int, n0: int) -> None:
+        """Reverse the steps n1, n1-1, ..., n0+1."""
+        for n in range(n1, n0, -1):
+            with self._event:
+                self._step(self._record.times.interval(n))
+
+    def _step(self, at: Interval) -> None:
+        scheme, record = self._record.scheme, self._record
+        inside = []
+        for output in self._outputs.by_step.get(at.n, ()):
+            if output.theta is None:
+                self._add(self._y_bar[output.i])
+            else:
+                inside.append(output)
+        if self._lam is None and not inside:
+            return
+        slope_bars: dict[int, Tensor] = {}
+        for index, theta in inside:
+            assert theta is not None
+            for i in {i for i, _ in scheme.dense_weights(theta, 1)} - slope_bars.keys():
+                slope_bars[i] = self._y_bar.new_zeros(self._y_bar.shape[1])
+            for i, b in scheme.dense_weights(theta):
+                slope_bars[i] = accumulate(slope_bars.get(i), at.h * b, self._y_bar[index])
+        lam = self._y_bar.new_zeros(self._y_bar.shape[1]) if self._lam is None else self._lam
+        sources = record.sources(self._system, at, dense=bool(inside))
+        sources.remember = self._wants_times and bool(inside)
+        bars = scheme.adjoint(self._system, at, sources, lam, slope_bars, self._theta_bar, times=self._wants_times)
+        self._lam = bars.y
+        for index, _ in inside:
+            self._lam.add_(self._y_bar[index])
+        if self._wants_times:
+            t_bar, h_bar = self._place(at, sources, inside)
+            record.times.pull(self.t_bar, at.n, bars.t + t_bar, bars.h + h_bar)
+
+    def _place(self, at: Interval, sources: Sources, inside: list[Output]) -> tuple[float, float]:
+        """The cotangents of t and h from where the outputs lie in the step; those of the outputs' times are added."""
+        t_bar, h_bar = 0.0, 0.0
+        for index, theta in inside:
+            assert theta is not None
+            rate = sum(  # theta_bar / h
+                b * inner(self._y_bar[index], sources.values[i]) for i, b in self._record.scheme.dense_weights(theta, 1)
+            )
+            self.t_bar[index] += rate
+            t_bar -= rate
+            h_bar -= theta * rate
+        return t_bar, h_bar
+
+    def _add(self, y_bar: Tensor) -> None:
+        self._lam = y_bar.clone() if self._lam is None else self._lam.add_(y_bar)
+
+    def finish(self) -> Tensor:
+        """The cotangent of y_0, (d,), once all steps are reversed."""
+        for output in self._outputs.by_step.get(0, ()):
+            self._add(self._y_bar[output.i])
+        return self._y_bar.new_zeros(self._y_bar.shape[1]) if self._lam is None else self._lam

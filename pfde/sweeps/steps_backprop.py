@@ -1,0 +1,34 @@
+"""The steps of a one-step method on autograd's graph: the oracle of its discrete adjoint, and the baseline.
+
+The steps are those of a forward sweep that has been done before, with the same times; memory is that of all stages'
+graphs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..schemes.one_step import OneStep
+from ..system.base import System
+from .outputs import Outputs, on_graph
+from .times import StepTimes
+
+
+def backprop_steps(
+    scheme: OneStep, times: StepTimes, outputs: Outputs, system: System, y0: Tensor, t: Tensor | None
+) -> Tensor:
+    """The outputs, (T, d), on the graph of y0, what f uses, and of the output times t, (T,) float64, where given.
+
+    `system` evaluates f on the graph (`system.torch_system.GraphSystem`).
+    """
+    y, found = y0, {output.i: y0 for output in outputs.by_step.get(0, ())}
+    for n in range(1, times.steps + 1):
+        at = times.interval(n) if t is None else times.on_graph(n, t)
+        step = scheme.step(system, at, y)
+        inside = [output for output in outputs.by_step.get(n, ()) if output.theta is not None]
+        if inside:
+            step = scheme.complete(system, at, step, dense=True)
+        found |= on_graph(outputs, scheme, at, y, step, None if times.open_end else t)
+        y = step.y
+    return torch.stack([found[i] for i in range(outputs.reached)])
