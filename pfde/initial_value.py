@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .schedules.storage import SnapshotStore
 from .system.peers import Peers
 from .system.random import Draws, generator_states, preserved
-from .system.torch_function import StateLayout, Times, TorchFunction, require_reached
+from .system.torch_function import StateLayout, Times, TorchFunction
 from .system.torch_system import TorchSystem
 
 P = TypeVar("P", bound="InitialValueProblem")
@@ -146,5 +146,5 @@ def _draws(problem: InitialValueProblem, function: TorchFunction, y0: Tensor, t0
         drew = not all(map(torch.equal, before, generator_states(y0.device)))
     problem.stats.nfe_forward += 1
     if torch.is_grad_enabled():
-        require_reached(value, (y, *problem.parameters))
+        function.reached.require(value, y)
     return drew

@@ -39,7 +39,7 @@ from torch import Tensor
 from .errors import ConvergenceError, NonFiniteError, PfdeError
 from .system.base import Failure
 from .system.peers import Peers
-from .system.torch_function import StateLayout, require_reached
+from .system.torch_function import Reached, StateLayout
 from .system.vectors import load, read, state_vec, write
 
 
@@ -717,7 +717,7 @@ class _Linear:
 
     def _vjp(self, inputs: tuple[Tensor, ...], v: Tensor) -> Sequence[Tensor | None]:
         if not self._reached:
-            require_reached(self._out, (self._y, *self._parameters))
+            Reached(self._parameters).require(self._out, self._y)
             self._reached = True
         if not inputs or not self._out.requires_grad:
             return [None] * len(inputs)

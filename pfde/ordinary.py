@@ -250,13 +250,19 @@ def _native(
     times = check_monotone(t)
     if isinstance(t, Tensor) and t.requires_grad:
         raise ValueError(f"t requires a gradient, which method {method!r} does not have: pass t.detach()")
-    stats = Stats(method)
-    with ts.solver_options(check_options(options), options_prefix, peers):
+    if step_size is not None:
+        check_pieces(times, step_size, check_ode_method(None))
+    stats, grad = Stats(method), torch.is_grad_enabled()
+    with (
+        ts.solver_options(check_options(options), options_prefix, peers),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(grad),
+    ):
         y = native_solve(
             native,
             func,
             layout,
-            flat,
+            flat.clone() if flat.is_inference() else flat,
             times,
             check_parameters(func, params),
             step_size=step_size,

@@ -145,7 +145,8 @@ class OrdinaryProblem(InitialValueProblem):
         adaptive = self.pieces is None
         for f in functions:
             f.differentiates_time = times
-            f.trusted = adaptive  # NaN in a step that is tried rejects it, and is no error yet
+            # NaN in a step that is tried rejects it; an explicit step is looked at as a whole
+            f.trusted = adaptive or not self.scheme.implicit
         generators = generator_states(y0.device)
         step_times = StepTimes(self.times, self.pieces, open_end=self.open_end)
         outputs = Outputs(self.times, y0, self._output_steps(), open_end=self.open_end)
@@ -178,7 +179,8 @@ class OrdinaryProblem(InitialValueProblem):
         self.count_snapshots(run.snapshots)
         self.count_iterations(system)
         self.found["limit"] = sweeps[0].limit
-        return outputs.y[: outputs.reached], Run(run, record, system, outputs, sweeps[0].limit)
+        y = outputs.y if outputs.reached == len(outputs.y) else outputs.y[: outputs.reached].clone()
+        return y, Run(run, record, system, outputs, sweeps[0].limit)
 
     def _output_steps(self) -> list[int] | None:
         """The step numbers of the outputs; None where they are found on the way."""
@@ -236,6 +238,7 @@ class OrdinaryProblem(InitialValueProblem):
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """The cotangents of (y0, t), as far as `needed`, and of the parameters. Collective."""
         self.refuse_early_end(run.limit)
+        run.system.silence()  # the TS is gone, and with it the callbacks of the SNES, which may solve stages again
         system, stats = run.system, self.stats
         functions = [cast(TorchSystem, part).function for part in system.parts]
         for f in functions:
@@ -271,7 +274,7 @@ class OrdinaryProblem(InitialValueProblem):
         system.restore_generators(0, run.sweep.generators)
         spent = run.record
         record = StepRecord(self.scheme, spent.times, spent.y0, spent.keep)
-        sweep = StepSweep(record, system, None, None, reuse=not self.draws)
+        sweep = StepSweep(record, system, None, run.outputs, reuse=not self.draws)
         fingerprints: Fingerprints = run.sweep.fingerprints
         new = CheckpointedSweep(sweep, record, system, self.schedule, self.peers, fingerprints)
         new.advance(new.steps)

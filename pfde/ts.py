@@ -362,6 +362,10 @@ def drive(
     return run, system
 
 
+_REFUSED = (
+    *("ts_type", "ts_dt", "ts_max_time", "ts_max_steps", "ts_init_time", "ts_rtol", "ts_atol", "ts_max_reject"),
+    *(f"ts_adapt_{name}" for name in ("type", "dt_min", "dt_max", "safety", "reject_safety", "clip", "always_accept")),
+)
 _BAD_OPTION = (60, 62, 63, 86)  # PETSC_ERR_ARG_SIZ, _WRONG, _OUTOFRANGE, PETSC_ERR_UNKNOWN_TYPE
 
 
@@ -435,9 +439,9 @@ def petsc_comm(function: TorchFunction) -> PETSc.Comm:
 def _refuse_options(prefix: str) -> None:
     """Raise ValueError for TS options that the arguments of the torch door decide."""
     options = PETSc.Options(prefix)
-    for name in ("ts_type", "ts_dt", "ts_max_time", "ts_max_steps", "ts_init_time"):
+    for name in _REFUSED:
         if options.hasName(name):
             raise ValueError(
-                f"PETSc option -{prefix}{name} does not apply here: t, step_size and method say it; if it belongs to "
-                "another TS of the program, give this solve an options_prefix"
+                f"PETSc option -{prefix}{name} does not apply here: the arguments of the solve say it (t, step_size, "
+                "method, rtol, atol); if it belongs to another TS of the program, give this solve an options_prefix"
             )

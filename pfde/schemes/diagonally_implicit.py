@@ -58,10 +58,6 @@ class _Implicit(OneStep):
         return self.tableau.stages
 
     @property
-    def active_slopes(self) -> int:
-        return self._slopes
-
-    @property
     def kept_stages(self) -> int:
         return self.tableau.stages - (self._diagonal[0] == 0.0)
 

@@ -52,12 +52,29 @@ class Step(NamedTuple):
     states : Y_i, as many as were needed
     slopes : K_i; of a split method the implicit ones, then the explicit ones
     kept : their linearisations, where they were to be kept
+    graph : of an explicit method, in place of the linearisations, the whole step on autograd's graph
     """
 
     y: Tensor
     states: list[Tensor]
     slopes: list[Tensor]
     kept: list[Linearisation]
+    graph: StepGraph | None = None
+
+
+class StepGraph(NamedTuple):
+    """An explicit step on autograd's graph: one product with all its Jacobians, where s linearisations take s.
+
+    at : the step, its times on the leaves where there are such
+    leaves : y_n, and t and h where their cotangents are wanted
+    y : y_{n+1}
+    slopes : K_i
+    """
+
+    at: Interval
+    leaves: tuple[Tensor, ...]
+    y: Tensor
+    slopes: list[Tensor]
 
 
 class StepBars(NamedTuple):
@@ -77,6 +94,7 @@ class Sources:
     at, nodes : the step, and the nodes c of its slopes
     states : Y_i
     kept : linearisations that are there already, by index
+    graph : the step on autograd's graph, in place of these
 
     Attributes
     ----------
@@ -90,7 +108,9 @@ class Sources:
         nodes: Sequence[float],
         states: Sequence[Tensor],
         kept: Sequence[Linearisation],
+        graph: StepGraph | None = None,
     ) -> None:
+        self.graph = graph
         self._systems, self._at, self._nodes, self._states = systems, at, nodes, states
         self._kept: dict[int, Linearisation] = dict(enumerate(kept))
         self.remember = False
@@ -120,11 +140,13 @@ class OneStep(ABC):
     dense_order : of the dense output
     nodes : c
     determined : whether y_n and y_{n+1} determine the stages, so that the transpose need not compute them again
+    silent : the slopes that y_{n+1} has no part of, so that it may be finite where they are not
     """
 
     implicit: ClassVar[bool]
     split: ClassVar[bool] = False
     determined: bool = False
+    silent: tuple[int, ...] = ()
     name: str
     order: int
     embedded_order: int | None
@@ -142,11 +164,6 @@ class OneStep(ABC):
     @abstractmethod
     def evaluations(self) -> int:
         """f's evaluations in a step of an explicit method; the stages of an implicit one."""
-
-    @property
-    def active_slopes(self) -> int:
-        """How many slopes, from the first on, y_{n+1} depends on."""
-        return self.evaluations
 
     @property
     @abstractmethod

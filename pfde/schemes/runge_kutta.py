@@ -10,6 +10,9 @@ Its transpose, in the form without divisions, which b_i = 0 does not disturb: fo
 with t_bar_i that of f's own t. This is what Matsubara, Miyatake, Yaguchi (2021, arXiv:2102.09750) call the symplectic
 adjoint (Sanz-Serna 2016, doi:10.1137/151002769, for b_i != 0): the exact gradient of the discrete scheme.
 
+Where all graphs of a step are to be alive at a time in any case, the step as a whole is put on autograd's graph, and
+its transpose is one product (`StepGraph`): the same sums, in one call instead of s.
+
 The slope at the end of a step, f(t1, y_{n+1}), serves error estimates and dense outputs; it is the last stage of a
 first-same-as-last tableau and one stage more of another. Cost: s evaluations forward, s linearisations backward.
 """
@@ -18,10 +21,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..system.base import Linearisation, System
-from .one_step import Interval, OneStep, Sources, Step, StepBars, accumulate, combine, inner, nonzero
+from .one_step import Interval, OneStep, Sources, Step, StepBars, StepGraph, accumulate, combine, inner, nonzero
 from .tableaux import Tableau
 
 
@@ -43,6 +47,7 @@ class RungeKutta(OneStep):
         self._e = None if tableau.error is None else nonzero(tableau.error)
         self._columns = [[(j, tableau.a[j][i]) for j in range(i + 1, self._end) if tableau.a[j][i]] for i in range(s)]
         self._dense = tableau.dense
+        self.silent = tuple(i for i in range(self._active) if not tableau.weights[i])
 
     @property
     def evaluations(self) -> int:
@@ -66,9 +71,23 @@ class RungeKutta(OneStep):
         rows: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Step:
+        if keep:
+            return self._step_graph(system, at, y)
         step = Step(y, [], [], [])
-        self._extend(step, system, at, y, self._active, first=first, keep=keep, rows=rows)
+        self._extend(step, system, at, y, self._active, first=first, rows=rows)
         return step._replace(y=combine(y, at.h, self._b, step.slopes, out))
+
+    def _step_graph(self, system: System, at: Interval, y: Tensor, *, dense: bool = False) -> Step:
+        """The step on autograd's graph, with the slope at the end where asked for."""
+        with torch.enable_grad():
+            graph, leaves, at = system.on_graph(at, y)
+            step = Step(leaves[0], [], [], [])
+            self._extend(step, graph, at, leaves[0], self._active)
+            y1 = combine(leaves[0], at.h, self._b, step.slopes)
+            if dense:
+                self._extend(step._replace(y=y1), graph, at, leaves[0], self._end + 1)
+        slopes = [k.detach().reshape(-1) for k in step.slopes]
+        return Step(y1.detach().reshape(-1), [y], slopes, [], StepGraph(at, leaves, y1, step.slopes))
 
     def _extend(
         self,
@@ -79,7 +98,6 @@ class RungeKutta(OneStep):
         count: int,
         *,
         first: Tensor | None = None,
-        keep: bool = False,
         rows: Tensor | None = None,
     ) -> None:
         """Stages and slopes up to `count`, added to the step's lists; y is y_n."""
@@ -92,18 +110,21 @@ class RungeKutta(OneStep):
             else:
                 state = combine(y, at.h, self._a[i], step.slopes, memory[i - 1] if i <= len(memory) else None)
             step.states.append(state)
-            if keep:
-                f = system.linearise(at.n, at.time(self.nodes[i]), state)
-                step.kept.append(f)
-                step.slopes.append(f.value)
-            elif i == 0 and first is not None:
+            if i == 0 and first is not None:
                 step.slopes.append(first)
             else:
                 step.slopes.append(system.evaluate(at.n, at.time(self.nodes[i]), state))
 
     def complete(self, system: System, at: Interval, step: Step, *, dense: bool, keep: bool = False) -> Step:
         count = self._end + 1 if dense or self.tableau.first_same_as_last else self.tableau.stages
-        self._extend(step, system, at, step.states[0], count, keep=keep)
+        graph = step.graph
+        if keep and dense and graph is not None and len(graph.slopes) == self._end:
+            with torch.enable_grad():
+                end = system.on_graph(at, step.y)[0].evaluate(at.n, graph.at.t1, graph.y)
+            graph.slopes.append(end)
+            del step.slopes[self._end :]
+            step.slopes.append(end.detach().reshape(-1))
+        self._extend(step, system, at, step.states[0], count)
         return step
 
     def error(self, at: Interval, step: Step) -> Tensor:
@@ -121,7 +142,8 @@ class RungeKutta(OneStep):
         if rows is not None:
             step.states.extend((y, *rows.unbind(0)))
         elif graphs:
-            self._extend(step, system, at, y, self._active, keep=True)
+            step = self._step_graph(system, at, y, dense=dense)
+            return Sources(system.parts, at, self.nodes, [y1] * len(self.nodes), [], step.graph)
         else:  # the last slope is of no use to other stages
             self._extend(step, system, at, y, self._active - 1)
             step.states.append(combine(y, at.h, self._a[self._active - 1], step.slopes))
@@ -149,6 +171,7 @@ class RungeKutta(OneStep):
         times: bool,
     ) -> StepBars:
         h, h_bar, t_bar = at.h, 0.0, 0.0
+        graph = sources.graph
         u: list[Tensor | None] = [None] * (self._end + 1)
 
         def pull(i: int, v: Tensor) -> Tensor:
@@ -162,8 +185,18 @@ class RungeKutta(OneStep):
                 h_bar += self.nodes[i] * theta_bar.time
             return product
 
-        if self._end in slope_bars:
+        if self._end in slope_bars and (graph is None or len(graph.slopes) <= self._end):
             lam = lam + pull(self._end, slope_bars.pop(self._end))
+        if graph is not None:
+            if times:
+                h_bar += sum(inner(v, graph.slopes[i].detach().reshape(-1)) for i, v in slope_bars.items()) / h
+            if sources.remember:
+                sources.values |= {i: graph.slopes[i].detach().reshape(-1) for i in slope_bars}
+            outputs = {graph.y: lam} | {graph.slopes[i]: v for i, v in slope_bars.items()}
+            y_bar, *clock = system.pull(outputs, graph.leaves, theta_bar)
+            if times:
+                t_bar, h_bar = t_bar + float(clock[0]), h_bar + float(clock[1])
+            return StepBars(y_bar, h_bar, t_bar)
         total: Tensor | None = None
         for i in range(self._end - 1, -1, -1):
             v = slope_bars.get(i)

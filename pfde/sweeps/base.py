@@ -49,6 +49,10 @@ class Forward(Protocol):
     witness: Callable[[int, Tensor], None] | None
 
     @property
+    def broken(self) -> bool:
+        """Whether it ended early, and has no backward pass."""
+
+    @property
     def steps(self) -> int:
         """N; sys.maxsize as long as it is not known."""
 

@@ -159,7 +159,9 @@ class CheckpointedSweep:
             sweep.advance(min(n1, self._until))
             if self._scheduled and sweep.n in (self._until, sweep.steps):
                 self._end()
-        if self._scheduled and self.ended and sweep.n > 0:
+        if self._scheduled and sweep.broken:
+            self.release()
+        elif self._scheduled and self.ended:
             self.fingerprints.end(sweep.n, sweep.y)
             self._stream.finalize(sweep.n)
             action = self._next()

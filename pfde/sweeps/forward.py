@@ -48,6 +48,8 @@ class ForwardSweep:
     def _initial_slope(self, system: System) -> Stage:
         return with_slope(system, self._discretisation.at(0, keep=self._graph), Stage(self.y))
 
+    broken = False  # it comes to its end, or raises
+
     @property
     def steps(self) -> int:
         """N."""

@@ -63,15 +63,28 @@ class Outputs:
         """Of output i."""
         return self._times[i]
 
+    @property
+    def complete(self) -> bool:
+        """Whether all are filled."""
+        return self.reached == len(self._times)
+
     def within(self, at: Interval) -> bool:
-        """Whether a step of known end has outputs before that."""
-        if self._located or self.reached == len(self._times):
+        """Whether a step of known end has outputs on its dense output."""
+        if self._located:
             return False
-        direction = 1.0 if at.h > 0 else -1.0
-        return (self._times[self.reached] - at.t1) * direction < 0
+        if self.complete:  # the step is taken again
+            return any(output.theta is not None for output in self.by_step.get(at.n, ()))
+        ahead = (self._times[self.reached] - at.t1) * (1.0 if at.h > 0 else -1.0)
+        return ahead < 0 or (ahead == 0 and not self._ends_solve(self.reached))
+
+    def _ends_solve(self, i: int) -> bool:
+        """Whether output i is the last step's end, and moves with it; another lies at a step's end by chance."""
+        return i == len(self._times) - 1 and not self._open_end
 
     def collect(self, scheme: OneStep, at: Interval, y: Tensor, step: Step) -> None:
         """Fill the outputs up to the end of a step from y; a step with outputs `within` has all slopes."""
+        if self.complete:
+            return
         if self._located:
             for output in self.by_step.get(at.n, ()):
                 self.y[output.i].copy_(step.y)
@@ -81,7 +94,7 @@ class Outputs:
         while self.reached < len(self._times) and (self._times[self.reached] - at.t1) * direction <= 0:
             i = self.reached
             t = self._times[i]
-            theta = None if t == at.t1 and not self._open_end else (t - at.t) / at.h
+            theta = None if self._ends_solve(i) else (t - at.t) / at.h
             if theta is None:
                 self.y[i].copy_(step.y)
             else:

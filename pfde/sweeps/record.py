@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..gradients import Store
 from ..schemes.one_step import Interval, OneStep, Sources, Step
-from ..system.base import Linearisation, System
+from ..system.base import System
 from .times import StepTimes
 
 Keep = Store | Literal["symplectic"]
@@ -83,7 +83,8 @@ class StepRecord:
         self._leaf = (0, 0)
         self._states: Rows | None = None
         self._stages: Rows | None = None
-        self._kept: dict[int, list[Linearisation]] = {}
+        self._kept: dict[int, Step] = {}
+        self._start = y0  # of the leaf, where its steps are kept with their graphs
         self.spent = False
 
     @property
@@ -110,7 +111,10 @@ class StepRecord:
         """The rows of the leaf, as `load` takes them."""
         first, last = self._leaf
         assert self._states is not None
-        parts = {"states": self._states.all(last - first + 1)}
+        states = self._states.all(last - first + 1)
+        if self._kept:
+            torch.stack([self._start, *(self._kept[n].y for n in range(first + 1, last + 1))], out=states)
+        parts = {"states": states}
         if self._stages is not None:
             parts["stages"] = self._stages.all(last - first)
         return parts
@@ -129,10 +133,13 @@ class StepRecord:
         """y as the state before step n, which is about to be taken: its row where it is kept, else itself."""
         if not self.keeps(n) or self._states is None:
             return y
+        if self.keep == "graph":  # NOTE 1
+            self._start = y if n == 1 + self._leaf[0] else self._start
+            return y
         row = self._states.row(n - 1 - self._leaf[0])
         if row.data_ptr() != y.data_ptr():
             row.copy_(y)
-        return y if self.keep == "graph" else row  # NOTE 1
+        return row
 
     def memory(self, n: int) -> tuple[Tensor | None, Tensor | None]:
         """Where step n's stages Y_2.. and its end are to be written; None where they are not kept."""
@@ -143,18 +150,18 @@ class StepRecord:
 
     def record(self, n: int, step: Step) -> None:
         """Keep what is on top of the states of an accepted step."""
-        if step.kept and self.keeps(n):
-            assert self._states is not None
-            self._kept[n] = step.kept
-            self._states.row(n - self._leaf[0]).copy_(step.y)
+        if (step.kept or step.graph is not None) and self.keeps(n):
+            self._kept[n] = step
 
     def sources(self, system: System, at: Interval, *, dense: bool) -> Sources:
         """The linearisations of step n for its transpose; kept ones are handed over."""
         assert self._states is not None
+        if (step := self._kept.pop(at.n, None)) is not None:
+            # what is not kept of a step taken again, without its outputs, is the slope at the end
+            nodes = self.scheme.nodes
+            return Sources(system.parts, at, nodes, [step.y] * len(nodes), step.kept, step.graph)
         k = at.n - 1 - self._leaf[0]
         y, y1 = self._states.row(k), self._states.row(k + 1)
-        if (kept := self._kept.pop(at.n, None)) is not None:
-            return Sources(system.parts, at, self.scheme.nodes, [], kept)
         rows = None if self._stages is None else self._stages.row(k)
         return self.scheme.stages(system, at, y, y1, dense=dense, graphs=self.keep != "symplectic", rows=rows)
 

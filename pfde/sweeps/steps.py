@@ -42,7 +42,7 @@ class StepSweep:
     record : a new one
     system : f
     controller : of adaptive steps; None where all times are known
-    outputs : filled on the first pass; None when steps are taken again
+    outputs : filled on the first pass
     reuse : whether the slope at the end of a step may serve as the first of the next (not where f draws random numbers)
 
     Attributes
@@ -55,7 +55,7 @@ class StepSweep:
     """
 
     def __init__(
-        self, record: StepRecord, system: System, controller: Controller | None, outputs: Outputs | None, *, reuse: bool
+        self, record: StepRecord, system: System, controller: Controller | None, outputs: Outputs, *, reuse: bool
     ) -> None:
         self.record, self._system, self._controller, self._outputs = record, system, controller, outputs
         self._times, self._scheme, self._reuse = record.times, record.scheme, reuse
@@ -77,6 +77,11 @@ class StepSweep:
         return self._times.steps
 
     @property
+    def broken(self) -> bool:
+        """Whether the solve ended early."""
+        return self.limit is not None
+
+    @property
     def t(self) -> float:
         """t_n."""
         return self._times.time(self.n)
@@ -89,6 +94,8 @@ class StepSweep:
                 if self.n < self._times.known:
                     at = self._times.interval(self.n + 1)
                     step = self._take(at, y)
+                    if not self._outputs.complete:
+                        self._system.require_finite(at.n, at.t, step.y, *(step.slopes[i] for i in self._scheme.silent))
                 else:
                     found = self._find(y)
                     if found is None:
@@ -110,11 +117,14 @@ class StepSweep:
         while True:
             if (error := control.check(t, self._h, nan=nan)) is not None:
                 error.t, error.y = t, y.clone()
-                if not self.stop_at_limit:
+                if self.stop_at_limit:
+                    self.limit = error
+                    self._times.end(self.n)
+                    return None
+                try:
                     raise error
-                self.limit = error
-                self._times.end(self.n)
-                return None
+                finally:
+                    del error  # else it and its traceback would keep each other, and all the solve holds, alive
             control.tried += 1
             at = self._cut(t, min(self._h, control.limits.max_step))
             step, size = self._try(at, y)
@@ -172,19 +182,18 @@ class StepSweep:
 
     def _accept(self, at: Interval, y: Tensor, step: Step) -> None:
         outputs, watch = self._outputs, self.watch
-        ends = outputs is not None and watch is not None and watch.crossed(at, y, step.y)
-        if outputs is not None and (ends or outputs.within(at)):
+        ends = watch is not None and watch.crossed(at, y, step.y)
+        if ends or outputs.within(at):
             step = self._scheme.complete(self._system, at, step, dense=True, keep=self._graph)
-        elif self._graph:
-            del step.kept[self._scheme.active_slopes :]  # the estimate's own need no transpose
         self.record.record(at.n, step)
         self._slope = self._scheme.reusable_slope(step) if self._reuse else None
         self.n, self.y = at.n, step.y
-        if outputs is not None:
-            if watch is not None and ends:
-                outputs.place(watch.locate(at, lambda theta, k: self._dense(at, y, step, theta, k)))
-                self._times.end(at.n)
-            outputs.collect(self._scheme, at, y, step)
+        if watch is not None and ends:
+            outputs.place(watch.locate(at, lambda theta, k: self._dense(at, y, step, theta, k)))
+            self._times.end(at.n)
+        outputs.collect(self._scheme, at, y, step)
+        if self.n == self.steps:
+            self.watch = None  # what is computed again has been seen
         if self.witness is not None:
             self.witness(at.n, step.y)
 

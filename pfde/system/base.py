@@ -43,6 +43,9 @@ class System(Protocol):
     def linearise(self, n: int, t: float, y: Tensor) -> Linearisation:
         """The linearisation of f at (t, y)."""
 
+    def require_finite(self, n: int, t: float, *values: Tensor) -> None:
+        """Raise NonFiniteError, on every rank, where one of a step's values is NaN or inf."""
+
     def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
         """Solve M y = r + w f(t, y) from `guess`; return y and the linearisation there. Raises ConvergenceError."""
 
@@ -69,6 +72,12 @@ class System(Protocol):
 
     def forget(self, n: int) -> None:
         """The steps up to n, but the first, will not be evaluated again from what is known of them now."""
+
+    def on_graph(self, at: Any, y: Tensor) -> tuple[System, tuple[Tensor, ...], Any]:
+        """The system on autograd's graph, the leaves y (and t, h where f's time counts), the step on them."""
+
+    def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: Any) -> list[Tensor]:
+        """The cotangents of such leaves from those of outputs, flat; the parameters' are added to theta_bar."""
 
     @property
     def parts(self) -> tuple[System, ...]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from petsc4py import PETSc
@@ -95,6 +95,7 @@ class StageSolver:
         eps = torch.finfo(self._dtype).eps
         self._snes.setType(PETSc.SNES.Type.NEWTONLS)
         self._snes.setTolerances(rtol=10 * eps, atol=0.0, stol=eps**0.75, max_it=50)
+        self._snes.setDivergenceTolerance(1e100)  # a stiff stage's residual may grow a lot in the first iteration
         self._snes.getLineSearch().setType("basic")  # at the rounding floor no decrease can be asked for
         ksp = self._snes.getKSP()
         ksp.setTolerances(rtol=max(1e-8, 10 * eps), max_it=10000)
@@ -220,6 +221,14 @@ class Staged:
     stages: StageSolver | None = None
     mass_matrix: Mass | None = None
 
+    def on_graph(self, at: Any, y: Tensor) -> tuple[System, tuple[Tensor, ...], Any]:
+        """No graph where f is no torch function."""
+        raise NotImplementedError
+
+    def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: Any) -> list[Tensor]:
+        """No graph where f is no torch function."""
+        raise NotImplementedError
+
     @property
     def parts(self) -> tuple[System, ...]:
         """The system itself."""
@@ -232,6 +241,9 @@ class Staged:
     def mass_transpose(self, y: Tensor) -> Tensor:
         """M^T y; y itself where there is no mass matrix."""
         return y if self.mass_matrix is None else self.mass_matrix.apply_transpose(y)
+
+    def require_finite(self, n: int, t: float, *values: Tensor) -> None:
+        """Nothing to do: every value of f is checked."""
 
     def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
         """Solve y = r + w f(t, y)."""

@@ -43,6 +43,11 @@ class StateLayout:
     is_complex: tuple[bool, ...] = ()
 
     @property
+    def plain(self) -> bool:
+        """Whether y is one real tensor."""
+        return not self.is_tuple and not self.is_complex
+
+    @property
     def size(self) -> int:
         """d, the real entries of a state."""
         return sum(self._sizes)
@@ -75,6 +80,11 @@ class StateLayout:
         return torch.cat([self._flat(i, part, dtype, source) for i, part in enumerate(value)])
 
     def _flat(self, i: int, value: Any, dtype: torch.dtype, source: str) -> Tensor:
+        self.check(i, value, dtype, source)
+        return torch.view_as_real(value.resolve_conj()).reshape(-1) if value.is_complex() else value.reshape(-1)
+
+    def check(self, i: int, value: Any, dtype: torch.dtype, source: str) -> None:
+        """Raise TypeError or ValueError unless a value is as part i."""
         shape, is_complex = self.shapes[i], bool(self.is_complex) and self.is_complex[i]
         if not isinstance(value, Tensor):
             raise TypeError(f"{source} must return tensors like y: got {type(value).__name__} in its tuple")
@@ -84,7 +94,6 @@ class StateLayout:
             raise ValueError(f"{source} must return the shape of y, {tuple(shape)}: got {tuple(value.shape)}")
         if value.dtype != dtype:
             raise TypeError(f"{source} must return the dtype of y, {dtype}: got {value.dtype}; convert its result")
-        return torch.view_as_real(value.resolve_conj()).reshape(-1) if is_complex else value.reshape(-1)
 
 
 def describe(value: Any) -> str:
@@ -127,10 +136,9 @@ class ParameterBar:
     def add(self, bars: Sequence[Tensor | None]) -> None:
         """Add one cotangent for each parameter; None adds nothing."""
         sums, terms = [], []
-        for i, bar in enumerate(bars):
+        for i, (total, bar) in enumerate(zip(self.bars, bars, strict=True)):
             if bar is None:
                 continue
-            total = self.bars[i]
             if total is None:
                 self.bars[i] = bar.clone()  # autograd may have handed out a view of the incoming cotangent
             else:
@@ -175,24 +183,42 @@ class TorchFunction:
         self.trusted = False  # whether all states have been seen by a completed forward pass, f finite at each
         self.draws = draws
         self.differentiates_time = False
+        self.reached = Reached(self.parameters)
 
     def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) without a graph: the sweeps run with gradients disabled."""
         assert not torch.is_grad_enabled()
+        if self.layout.plain:
+            return self.peers.call(self._checked_value, n, t, y.view(self.layout.shapes[0])).detach().reshape(-1)
         return self.peers.call(self._checked, n, t, y).detach()
 
     def linearise(self, n: int, t: float, y: Tensor) -> TorchLinearisation:
         """f(t, y) with its graph. y must not be overwritten while the linearisation is in use."""
         with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            if not self.differentiates_time:
-                return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y))
-            time = self._time(n, t).clone().requires_grad_()
-            return TorchLinearisation(self, y, self.peers.call(self._checked, n, t, y, time), n, time)
+            plain = self.layout.plain  # then the graph begins and ends with y's own shape, two nodes less
+            y = (y.view(self.layout.shapes[0]) if plain else y).detach().requires_grad_()
+            time = self._time(n, t).clone().requires_grad_() if self.differentiates_time else None
+            value = self._checked_value if plain else self._checked
+            return TorchLinearisation(self, y, self.peers.call(value, n, t, y, time), n, time)
 
     def on_graph(self, n: int, t: float | Tensor, y: Tensor) -> Tensor:
-        """f(t, y) on the caller's graph, for differentiation by autograd; t may be on a graph of its own."""
-        return self.peers.call(self._checked, n, t, y)
+        """f(t, y) on the caller's graph, for differentiation by autograd; t may be on a graph of its own.
+
+        y is flat, or of a plain layout's shape, and so is the result.
+        """
+        shaped = self.layout.plain and y.shape == self.layout.shapes[0]
+        return self.peers.call(self._checked_value if shaped else self._checked, n, t, y)
+
+    def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: ParameterBar) -> list[Tensor]:
+        """The cotangents of leaves of a graph from those of its outputs, flat; the parameters' go to theta_bar."""
+        used = {x: bar.view(x.shape) for x, bar in outputs.items() if x.requires_grad}
+        for x in used:
+            self.reached.require(x, *leaves)
+        inputs = (*leaves, *self.parameters)
+        found = torch.autograd.grad(tuple(used), inputs, tuple(used.values()), allow_unused=True)
+        theta_bar.add(found[len(leaves) :])
+        bars = zip(found[: len(leaves)], leaves, strict=True)
+        return [(torch.zeros_like(x) if bar is None else bar).reshape(-1) for bar, x in bars]
 
     def put_times_on_graph(self, times: Tensor) -> None:
         """Let `on_graph` pass these times, (N+1,) on a graph of their own."""
@@ -206,43 +232,62 @@ class TorchFunction:
         return torch.full((), t, dtype=self.dtype, device=self.device)
 
     def _checked(self, n: int, t: float | Tensor, y: Tensor, time: Tensor | None = None) -> Tensor:
-        self.evaluations += 1
-        version = y._version
-        value = self.layout.flatten(self._call(n, t, y, time), self.dtype, "func")
+        """f on a flat state, flat."""
+        value = self._call(n, t, self.layout.unflatten(y), time, y)
+        return self._finite(n, t, self.layout.flatten(value, self.dtype, "func"))
+
+    def _checked_value(self, n: int, t: float | Tensor, y: Tensor, time: Tensor | None = None) -> Tensor:
+        """f on a state in the user's shape, for a plain layout."""
+        value = self._call(n, t, y, time, y)
+        self.layout.check(0, value, self.dtype, "func")
+        return self._finite(n, t, value)
+
+    def _finite(self, n: int, t: float | Tensor, value: Tensor) -> Tensor:
         if value.device != self.device:
             raise ValueError(f"func must return a tensor on y's device, {self.device}: got {value.device}")
-        if y._version != version:
-            raise RuntimeError(f"func changed y in place at t={float(t):.6g}: {_IN_PLACE}")
-        # One reduction and one transfer; a finite sum has finite terms, an infinite one may merely have overflowed.
-        if self.trusted or math.isfinite(value.detach().sum().item()):
+        if self.trusted or all_finite(value.detach()):
             return value
-        if not bool(torch.isfinite(value).all()):
-            of = "" if self._grid is None else f" of {self._grid.steps}"
-            raise NonFiniteError(
-                f"func returned NaN or inf at t={float(t):.6g}, step {n}{of}: reduce step_size, use an implicit "
-                "method for stiff problems, or check func and its parameters"
-            )
-        return value
+        of = "" if self._grid is None else f" of {self._grid.steps}"
+        raise non_finite(n, float(t), of)
 
-    def _call(self, n: int, t: float | Tensor, y: Tensor, time: Tensor | None) -> Any:
+    def _call(self, n: int, t: float | Tensor, state: Any, time: Tensor | None, y: Tensor) -> Any:
+        """func at a state, of which y holds the memory."""
+        self.evaluations += 1
+        version = y._version
         if self.draws is not None:
             self.draws.enter(n)
         try:
-            return self.func(self._time(n, t) if time is None else time, self.layout.unflatten(y))
+            value = self.func(self._time(n, t) if time is None else time, state)
+            if y._version != version:
+                raise RuntimeError(f"func changed y in place at t={float(t):.6g}: {_IN_PLACE}")
+            return value
         except RuntimeError as error:
-            if "in-place" in str(error):  # torch's own refusal, where y is on a graph
+            if "in-place operation" in str(error):  # torch's own refusal, where y is on a graph
                 error.add_note(f"If func changes y in place: {_IN_PLACE}")
             raise
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or inf; one reduction, as a finite sum has finite terms, unless that merely overflows."""
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
+
+
+def non_finite(n: int, t: float, of: str = "") -> NonFiniteError:
+    """The error for a value of func at step n."""
+    return NonFiniteError(
+        f"func returned NaN or inf at t={t:.6g}, step {n}{of}: reduce step_size, use an implicit method for stiff "
+        "problems, or check func and its parameters"
+    )
+
+
 class TorchLinearisation:
-    """f at one state, with the graph of its evaluation."""
+    """f at one state, with the graph of its evaluation; y and out have one shape, the user's or (d,)."""
 
     __slots__ = ("_function", "_n", "_out", "_time", "_y", "value")
 
     def __init__(self, function: TorchFunction, y: Tensor, out: Tensor, n: int = 0, time: Tensor | None = None) -> None:
         self._function, self._y, self._out, self._n, self._time = function, y, out, n, time
-        self.value = out.detach()
+        self.value = out.detach().reshape(-1)
 
     def vjp(self, v: Tensor, theta_bar: ParameterBar | None = None, *, retain: bool = False) -> Tensor:
         """J^T v, and P^T v added to theta_bar."""
@@ -254,27 +299,28 @@ class TorchLinearisation:
         inputs: tuple[Tensor, ...] = (self._y,)
         if theta_bar is not None:
             inputs += self._function.parameters if self._time is None else (*self._function.parameters, self._time)
-            require_reached(self._out, inputs)
-        y_bar, *bars = torch.autograd.grad(self._out, inputs, v, retain_graph=retain, allow_unused=True)
+            self._function.reached.require(self._out, self._y, self._time)
+        out = self._out
+        y_bar, *bars = torch.autograd.grad(out, inputs, v.view(out.shape), retain_graph=retain, allow_unused=True)
         if theta_bar is not None:
             if self._time is not None:
                 theta_bar.add_time(self._n, bars.pop())
             theta_bar.add(bars)
-        return torch.zeros_like(v) if y_bar is None else y_bar
+        return torch.zeros_like(v) if y_bar is None else y_bar.reshape(-1)
 
     def jvp(self, v: Tensor, theta_dot: Sequence[Tensor] | None = None) -> Tensor:
         """J v, and P theta_dot when given (one tangent for each parameter)."""
         return self._function.peers.call(self._jvp, v, theta_dot)
 
     def _jvp(self, v: Tensor, theta_dot: Sequence[Tensor] | None) -> Tensor:
-        inputs, tangents = [self._y], [v]
+        inputs, tangents = [self._y], [v.view(self._y.shape)]
         if theta_dot is not None:
             inputs += self._function.parameters
             tangents += theta_dot
         if not self._out.requires_grad:
             return torch.zeros_like(v)
         with torch.enable_grad():
-            dummy = torch.zeros_like(v, requires_grad=True)
+            dummy = torch.zeros_like(self._out, requires_grad=True)
             bars = torch.autograd.grad(self._out, inputs, dummy, create_graph=True, allow_unused=True)
             linear = [
                 (bar, dot) for bar, dot in zip(bars, tangents, strict=True) if bar is not None and bar.requires_grad
@@ -283,40 +329,43 @@ class TorchLinearisation:
                 return torch.zeros_like(v)
             outputs, dots = zip(*linear, strict=True)
             (out,) = torch.autograd.grad(outputs, dummy, dots, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(v) if out is None else out.detach()
+        return torch.zeros_like(v) if out is None else out.detach().reshape(-1)
 
 
-def require_reached(out: Tensor, reached: Sequence[Tensor]) -> None:
-    """Raise ValueError when the graph of `out` ends in a leaf not in `reached`: its gradient would silently be None.
+class Reached:
+    """What a gradient reaches: the parameters; a leaf that it does not reach would silently get none.
 
-    Done for every product with the parameters, because func may take another branch at another time: 10 us for a small
-    network, a few percent of the product.
+    Asked for every product with the parameters, because func may take another branch at another time: a walk over the
+    graph, 10 us for a small network, a few percent of the product.
     """
-    leaves = unreached_leaves(out, reached)
-    if leaves:
-        raise ValueError(
-            f"func uses a tensor of shape {tuple(leaves[0].shape)} that requires grad but is none of its "
-            "parameters, so it would get no gradient: pass params=(...), make func an nn.Module with it, or detach it"
-        )
 
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._ids = frozenset(map(id, parameters))
+        self._nodes = frozenset(p.grad_fn for p in parameters if p.grad_fn is not None)
 
-def unreached_leaves(out: Tensor, reached: Sequence[Tensor]) -> list[Tensor]:
-    """The leaf tensors on the graph of `out` that are not in `reached` (leaves or inner tensors).
+    def require(self, out: Tensor, *inputs: Tensor | None) -> None:
+        """Raise ValueError when the graph of `out` ends in a leaf that is no parameter, nor one of the inputs."""
+        leaves = self.unreached(out, *inputs)
+        if leaves:
+            raise ValueError(
+                f"func uses a tensor of shape {tuple(leaves[0].shape)} that requires grad but is none of its "
+                "parameters, so it would get no gradient: pass params=(...), make func an nn.Module with it, or "
+                "detach it"
+            )
 
-    A walk over the graph that stops at the nodes of `reached`; what it still finds would get no gradient.
-    """
-    seen = {t.grad_fn for t in reached}
-    known = {id(t) for t in reached}
-    stack, leaves = [out.grad_fn], []
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if parents := node.next_functions:
-            stack += [parent for parent, _ in parents]
-        else:
-            leaf = getattr(node, "variable", None)  # None for a custom Function without differentiable inputs
-            if leaf is not None and id(leaf) not in known:
-                leaves.append(leaf)
-    return leaves
+    def unreached(self, out: Tensor, *inputs: Tensor | None) -> list[Tensor]:
+        """These leaves; the walk stops at the nodes of inputs and parameters that are no leaves."""
+        seen, leaves = set(self._nodes), []
+        seen.update(x.grad_fn for x in inputs if x is not None and x.grad_fn is not None)
+        nodes = [] if out.grad_fn is None or out.grad_fn in seen else [out.grad_fn]
+        for node in nodes:
+            parents = node.next_functions
+            for parent, _ in parents:
+                if parent is not None and parent not in seen:
+                    seen.add(parent)
+                    nodes.append(parent)
+            if not parents:
+                leaf = getattr(node, "variable", None)  # None for a custom Function without differentiable inputs
+                if leaf is not None and id(leaf) not in self._ids and all(leaf is not x for x in inputs):
+                    leaves.append(leaf)
+        return leaves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from petsc4py import PETSc
@@ -12,7 +12,7 @@ from .base import Linearisation, System, Weight
 from .mass import Mass
 from .operators import MatrixFree
 from .stage_solver import Staged, StageSolver
-from .torch_function import ParameterBar, TorchFunction
+from .torch_function import ParameterBar, TorchFunction, all_finite, non_finite
 
 _SMALL = 16  # entries up to which a Jacobian is assembled as one dense block: d products against GMRES's many
 
@@ -68,6 +68,25 @@ class TorchSystem(Staged):
             blocks = block_count(function, PETSc.Options().getString(f"{prefix}fde_jacobian", "auto"))
             operator = MatrixFree(vec, function.dtype, blocks, mass)
             self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers, mass)
+
+    def on_graph(self, at: Any, y: Tensor) -> tuple[System, tuple[Tensor, ...], Any]:
+        """f on autograd's graph, the leaves y (and t, h where its time is differentiated), the step on them."""
+        function, graph = self.function, cast(System, GraphSystem(self))
+        shape = function.layout.shapes[0] if function.layout.plain else y.shape
+        leaf = y.view(shape).detach().requires_grad_()
+        if not function.differentiates_time:
+            return graph, (leaf,), at
+        t, h = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (at.t, at.h))
+        t1 = t + h + (at.t1 - (at.t + at.h))
+        return graph, (leaf, t, h), at._replace(t=t, h=h, t1=t1)
+
+    def require_finite(self, n: int, t: float, *values: Tensor) -> None:
+        """Raise NonFiniteError, on every rank, where one of a step's values is NaN or inf."""
+        self.function.peers.agree(None if all(map(all_finite, values)) else non_finite(n, t))
+
+    def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: ParameterBar) -> list[Tensor]:
+        """The cotangents of such leaves from those of outputs, flat; the parameters' are added to theta_bar."""
+        return self.function.peers.call(self.function.pull, outputs, leaves, theta_bar)
 
     @property
     def parts(self) -> tuple[System, ...]:
