@@ -3,6 +3,7 @@
     make bench                                   # everything, about half an hour on one core
     make bench ARGS="--full"                     # the long-memory part at its full size, 10^6 steps, and repeated
     make bench ARGS="--only long"                # that part alone
+    make bench ARGS="--only ode --peers ~/src"   # ordinary equations alone, beside the libraries in that folder
     make bench ARGS="--quick"                    # a small part of every kind, under a minute
     make bench ARGS="--only pece-state"          # the cases whose name contains this
     make bench ARGS="--only pfde-euler-state --profile"   # where their time goes
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import long
+import ode
 import torch
 from cases import MB, MEMORY_TARGET, Case, all_cases
 from report import Results, plot, print_profile, print_tables, print_targets
@@ -47,22 +49,31 @@ def memory_limit() -> int:
     return int(0.6 * min(free))
 
 
-def run_case(case: Case, args: argparse.Namespace, gradient_to: Path) -> dict[str, Any]:
-    """Measure a case in a subprocess of its own."""
-    job = {
-        "case": dataclasses.asdict(case),
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What every case is told."""
+    return {
         "repeats": args.repeats,
         "budget": 0.5 if args.quick else 4.0,
         "memory_limit": int(args.memory_limit * MB) if args.memory_limit else memory_limit(),
+    }
+
+
+def run_case(case: Case, args: argparse.Namespace, gradient_to: Path) -> dict[str, Any]:
+    """Measure a case in a subprocess of its own."""
+    job = settings(args) | {
+        "case": dataclasses.asdict(case),
         "profile": args.profile,
         "gradient_to": str(gradient_to),
     }
     return run_script("measure.py", job, args.torchfde, args.timeout)
 
 
-def run_script(script: str, job: dict[str, Any], torchfde: str | None, timeout: float) -> dict[str, Any]:
-    """What the script prints for the job, in a process of its own; why not, as "skipped" or "error"."""
-    path = [torchfde, os.environ.get("PYTHONPATH")]
+def run_script(script: str, job: dict[str, Any], beside: str | None, timeout: float) -> dict[str, Any]:
+    """What the script prints for the job, in a process of its own; why not, as "skipped" or "error".
+
+    beside : where it may import from, too
+    """
+    path = [beside, os.environ.get("PYTHONPATH")]
     one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, path))}
     command = [sys.executable, str(HERE / script), json.dumps(job)]
     try:
@@ -104,6 +115,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=0, help="pairs (floor, case) of each case; default by duration")
     parser.add_argument("--profile", action="store_true", help="print where the time of the pfde cases goes, instead")
     parser.add_argument("--torchfde", metavar="PATH", help="folder that contains the package torchfde")
+    parser.add_argument(
+        "--peers",
+        action="append",
+        metavar="PATH",
+        help="folder that contains torchdiffeq, torch_symplectic_adjoint or pnode, for the ordinary part (repeatable)",
+    )
     parser.add_argument("--memory-limit", type=float, metavar="MB", help="of a case; default 60 %% of what is free")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="of a case (default 600)")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results", help="folder to write to (results/)")
@@ -128,10 +145,11 @@ def main() -> int:
             cases = [c for c in cases if c.target]
     scale = "quick" if args.quick else "full" if args.full else "bench"
     measurements = long.Measurements(scale, args.only, args.steps)
+    ordinary = ode.Measurements(args.quick, args.only)
     if args.list:
-        print("\n".join([*(c.name for c in cases), *measurements.names]))
+        print("\n".join([*(c.name for c in cases), *measurements.names, *ordinary.names]))
         return 0
-    if not cases and (args.profile or not measurements.names):
+    if not cases and (args.profile or not (measurements.names or ordinary.names)):
         print(f"no case's name contains any of {args.only}: --list shows the names", file=sys.stderr)
         return 2
     results: Results = {}
@@ -162,6 +180,9 @@ def main() -> int:
             lambda job: run_script("long.py", dataclasses.asdict(job), None, 10 * args.timeout)
         )
         measurements.report()
+        peers = os.pathsep.join(args.peers or [])
+        failures += ordinary.run(settings(args), lambda job: run_script("ode.py", job, peers, args.timeout))
+        ordinary.report()
         args.out.mkdir(parents=True, exist_ok=True)
         document = {
             "machine": {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__},
@@ -169,10 +190,12 @@ def main() -> int:
                 "time_over_floor": {c.name: c.time_target for c in cases if c.target},
                 "memory_over_buffers": MEMORY_TARGET,
                 "long": long.TARGETS,
-                "verdicts": verdicts | measurements.verdicts,
+                "ode": ode.TARGETS,
+                "verdicts": verdicts | measurements.verdicts | ordinary.verdicts,
             },
             "cases": [dataclasses.asdict(c) | {"name": c.name} | results[c.name] for c in cases],
             "long": measurements.results,
+            "ode": [dataclasses.asdict(c) | {"name": c.name} | ordinary.results[c.name] for c in ordinary.cases],
         }
         (args.out / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
         if cases:

@@ -3,13 +3,16 @@
     mpiexec -n 4 python examples/train.py                        # scikit-learn's digits
     mpiexec -n 4 python examples/train.py --resume --epochs 30   # go on from its checkpoint
     python examples/train.py --data mnist --method trapezoid -snes_monitor
+    python examples/train.py --alpha 1 --method dopri5 --rtol 1e-3   # a neural ODE, to compare with
 
 The model is  image -> convolutional stem -> y(0),   D^alpha y = f(y, theta) on [0, 1],   y(1) -> linear head -> logits,
 where D^alpha is the Caputo derivative, f two small convolutions, and the order alpha is learned together with theta.
+With --alpha 1 the equation is y' = f(y, theta), alpha is not learned, and --method is one of ordinary equations.
 
 Every rank holds the whole model and integrates its share of each batch; one sum over the ranks per step makes the
 gradient of the batch's mean loss.  The shuffle depends on the seed and the epoch only, and nothing in the model
-couples the images of a batch, so the number of ranks changes the result by rounding and by nothing else.
+couples the images of a batch, so the number of ranks changes the result by rounding and by nothing else. Only adaptive
+steps do couple them: a rank chooses them for its share, and the number of ranks changes the result a little.
 
 Options with two dashes are this script's; those with one dash are PETSc's (-ts_monitor, -log_view, ...).
 """
@@ -32,9 +35,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import _data
-import pfde  # and no more of it: pfde.nn, imported at its first use, starts PETSc, which main() does with its options
+import pfde  # and not pfde.nn, which, imported at its first use, starts PETSc: main() does that with its options
+from pfde.schemes.ordinary import ODE_METHODS, one_step_method
 
-METHODS = ("euler", "pece", "beuler", "trapezoid", "gl", "l1", "bdf2")
+FDE_METHODS = ("euler", "pece", "beuler", "trapezoid", "gl", "l1", "bdf2")
+ADAPTIVE = tuple(name for name in ODE_METHODS if one_step_method(name).adaptive)
 MAY_CHANGE_ON_RESUME = ("epochs", "out", "resume")
 
 
@@ -53,6 +58,34 @@ class VectorField(nn.Module):
         return self.outer(torch.tanh(self.inner(y)))
 
 
+class Mixing(nn.Module):
+    """What ark2, ark3 and ark4, which take f in two parts, treat as its stiff part: a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.linear(y)
+
+
+def make_block(channels: int, args: argparse.Namespace, gradient: Any) -> nn.Module:
+    """The map y(0) -> y(1): of an ordinary equation where alpha is 1, else of a fractional one with alpha learned."""
+    f = VectorField(channels)
+    if args.alpha < 1:
+        return pfde.nn.FDEBlock(
+            f, alpha=args.alpha, learn_alpha=True, method=args.method, step_size=args.step_size, gradient=gradient
+        )
+    tolerances = {} if args.rtol is None else {"rtol": args.rtol, "atol": args.atol}
+    return pfde.nn.ODEBlock(
+        pfde.Split(Mixing(channels), f) if one_step_method(args.method).split else f,
+        method=args.method,
+        step_size=args.step_size,
+        gradient=gradient,
+        **tolerances,
+    )
+
+
 class Classifier(nn.Module):
     """Images (count, side, side) to logits (count, 10)."""
 
@@ -66,20 +99,17 @@ class Classifier(nn.Module):
             layers += [nn.ReLU()]
             channels, side = args.channels, (side + 1) // 2
         self.stem = nn.Sequential(*layers)
-        self.block = pfde.nn.FDEBlock(
-            VectorField(channels),
-            alpha=args.alpha,
-            learn_alpha=True,
-            t=(0.0, 1.0),
-            method=args.method,
-            step_size=args.step_size,
-            gradient=gradient,
-        )
+        self.block = make_block(channels, args, gradient)
         self.head = nn.Linear(channels * side * side, 10)
 
     def forward(self, pixels: Tensor) -> Tensor:
         y0 = self.stem(pixels.unsqueeze(1))
         return self.head(self.block(y0).flatten(1))
+
+    @property
+    def alpha(self) -> float | None:
+        """The learned order as it is now; None for an ordinary equation, where it is 1."""
+        return self.block.alpha.item() if isinstance(self.block, pfde.nn.FDEBlock) else None
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -96,7 +126,7 @@ class Training:
     loss_sum: float = 0.0
     hits: int = 0
     losses: list[float] = field(default_factory=list)  # after every step since the first
-    alphas: list[float] = field(default_factory=list)
+    alphas: list[float] = field(default_factory=list)  # where it is learned
     epoch_losses: list[float] = field(default_factory=list)
     epoch_ends: list[int] = field(default_factory=list)
 
@@ -109,6 +139,16 @@ class Training:
                 getattr(self, name).load_state_dict(value)
             else:
                 setattr(self, name, value)
+
+
+def make_optimizer(model: Classifier, lr: float) -> torch.optim.Optimizer:
+    """Adam, with a longer step for the order where it is learned."""
+    weights = dict(model.named_parameters())
+    order = weights.pop("block.raw_alpha", None)
+    groups: list[dict[str, Any]] = [{"params": list(weights.values())}]
+    if order is not None:  # one number that every image depends on: so it keeps up with the thousands of weights
+        groups.append({"params": [order], "lr": 5 * lr})
+    return torch.optim.Adam(groups, lr=lr)
 
 
 class StopRequest:
@@ -172,15 +212,19 @@ def train(
                 training.loss_sum += loss * len(batch)
                 training.hits += hits
                 training.losses.append(loss)
-                training.alphas.append(training.model.block.alpha.item())
-                bar.set_postfix(loss=f"{loss:.4f}", alpha=f"{training.alphas[-1]:.4f}", refresh=False)
+                shown = {"loss": f"{loss:.4f}"}
+                if (alpha := training.model.alpha) is not None:
+                    training.alphas.append(alpha)
+                    shown["alpha"] = f"{alpha:.4f}"
+                bar.set_postfix(shown, refresh=False)
                 bar.update()
         if training.step == len(batches):
             loss, accuracy = training.loss_sum / len(images), training.hits / len(images)
             training.epoch_losses.append(loss)
             training.epoch_ends.append(len(training.losses))
             training.epoch, training.step, training.loss_sum, training.hits = training.epoch + 1, 0, 0.0, 0
-            say(comm, f"{title}  loss {loss:.4f}  accuracy {accuracy:.2%}  alpha {training.alphas[-1]:.4f}")
+            order = f"  alpha {training.alphas[-1]:.4f}" if training.alphas else ""
+            say(comm, f"{title}  loss {loss:.4f}  accuracy {accuracy:.2%}{order}")
         save_checkpoint(training, args, comm)
     return stop
 
@@ -203,7 +247,7 @@ def accuracy_on(images: _data.Images, model: Classifier, comm: MPI.Comm) -> floa
 def adjoint_error(batch: _data.Images, model: Classifier, args: argparse.Namespace, comm: MPI.Comm) -> float:
     """How far the discrete adjoint's gradient is from autograd's through the same steps, relative to its size.
 
-    In float64 and over all parameters, alpha included; each rank compares its share, the largest counts. Collective.
+    In float64, over all parameters and a learned alpha; each rank compares its share, the largest counts. Collective.
     """
     share = batch[comm.rank :: comm.size]
     error = 0.0
@@ -250,16 +294,18 @@ def load_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def draw(training: Training, path: Path) -> None:
-    """The curves of the loss and of the order."""
+    """The curves of the loss and, where it is learned, of the order."""
     figure = Figure(figsize=(7, 5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True)
+    top, *below = figure.subplots(2 if training.alphas else 1, 1, sharex=True, squeeze=False)[:, 0]
     steps = range(1, len(training.losses) + 1)
     top.semilogy(steps, training.losses, color="tab:blue", linewidth=0.7, alpha=0.4, label="batch")
     top.semilogy(training.epoch_ends, training.epoch_losses, "o-", color="tab:blue", markersize=3, label="epoch")
     top.set_ylabel("mean loss")
     top.legend()
-    bottom.plot(steps, training.alphas, color="tab:orange")
-    bottom.set(xlabel="step", ylabel="order alpha")
+    for bottom in below:
+        bottom.plot(steps, training.alphas, color="tab:orange")
+        bottom.set_ylabel("order alpha")
+    figure.axes[-1].set_xlabel("step")
     figure.savefig(path, dpi=150)
 
 
@@ -296,9 +342,17 @@ def parse_options() -> tuple[argparse.Namespace, list[str]]:
     add("--epochs", type=int, default=15, help="in all, those before --resume included [15]")
     add("--batch-size", type=int, default=32, help="images per step, over all ranks [32]")
     add("--lr", type=float, default=3e-3, help="Adam's learning rate [0.003]")
-    add("--alpha", type=float, default=0.7, help="the order at the start, in (0, 1) [0.7]")
-    add("--method", choices=METHODS, default="pece", help="of the FDE; all but euler and pece are implicit [pece]")
-    add("--step-size", type=float, default=0.1, help="of the FDE on [0, 1] [0.1]")
+    add("--alpha", type=float, default=0.7, help="the order at the start, in (0, 1); or 1, not learned [0.7]")
+    add(
+        "--method",
+        choices=dict.fromkeys((*FDE_METHODS, *ODE_METHODS)),
+        metavar="NAME",
+        help=f"of the FDE: {', '.join(FDE_METHODS)}; all but euler and pece are implicit [pece]. "
+        f"With --alpha 1, of the ODE: {', '.join(ODE_METHODS)}; docs/odes.md tells which are implicit [dopri5]",
+    )
+    add("--step-size", type=float, help=f"on [0, 1] [0.1; adaptive steps for {', '.join(ADAPTIVE)} with --alpha 1]")
+    add("--rtol", type=float, help="relative tolerance of adaptive steps [0.001]")
+    add("--atol", type=float, help="absolute tolerance of adaptive steps [0.0001]")
     add("--channels", type=int, default=16, help="of stem and block; an even number [16]")
     add("--dtype", choices=("float32", "float64"), default="float32", help="of model and data [float32]")
     add("--seed", type=int, default=0, help="of the first parameters and the shuffles [0]")
@@ -312,7 +366,45 @@ def parse_options() -> tuple[argparse.Namespace, list[str]]:
     for name in ("epochs", "batch_size", "limit"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more: got {value}")
+    settle_block(args, parser)
     return args, rest
+
+
+def settle_block(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse what does not go with the order or the method, and fill in what depends on them."""
+    for name in ("alpha", "step_size", "rtol", "atol"):
+        if (value := getattr(args, name)) is not None and not 0 < value <= 1:
+            parser.error(f"--{name.replace('_', '-')} must be in (0, 1]: got {value:g}")
+    if args.method is None:
+        args.method = "dopri5" if args.alpha == 1 else "pece"
+    elif args.alpha == 1 and args.method not in ODE_METHODS:
+        parser.error(
+            f"--alpha 1 is an ordinary equation, which --method {args.method} is not for: choose one of "
+            f"{', '.join(ODE_METHODS)}, or start from an --alpha below 1"
+        )
+    elif args.alpha < 1 and args.method not in FDE_METHODS:
+        parser.error(
+            f"--method {args.method} is for ordinary equations: got --alpha {args.alpha:g}; add --alpha 1, or choose "
+            f"one of {', '.join(FDE_METHODS)}"
+        )
+    if args.alpha == 1 and args.method in ADAPTIVE and args.step_size is None:
+        args.rtol = 1e-3 if args.rtol is None else args.rtol
+        args.atol = 1e-4 if args.atol is None else args.atol
+        return
+    for name in ("rtol", "atol"):
+        if getattr(args, name) is not None:
+            parser.error(
+                f"--{name} is for adaptive steps, and these are fixed: leave it out, or use --alpha 1 without "
+                f"--step-size and one of the methods {', '.join(ADAPTIVE)}"
+            )
+    args.step_size = 0.1 if args.step_size is None else args.step_size
+
+
+def describe_block(args: argparse.Namespace) -> str:
+    """The method and what else the block is, for the first line of the output."""
+    order = ", ordinary equation (alpha is 1, not learned)" if args.alpha == 1 else ""
+    steps = f", adaptive steps with rtol {args.rtol:g}, atol {args.atol:g}" if args.step_size is None else ""
+    return f"{args.method}{order}{steps}"
 
 
 def main() -> int:
@@ -337,14 +429,10 @@ def main() -> int:
     (images, test_images), checkpoint = comm.bcast(found)
 
     model = Classifier(images.pixels.shape[-1], args, pfde.Discrete())
-    # The order is one number that every image depends on; with a longer step it keeps up with the thousands of weights.
-    order = model.block.raw_alpha
-    weights = [parameter for parameter in model.parameters() if parameter is not order]
-    optimizer = torch.optim.Adam([{"params": weights}, {"params": [order], "lr": 5 * args.lr}], lr=args.lr)
-    training = Training(model, optimizer)
+    training = Training(model, make_optimizer(model, args.lr))
     training.load_state_dict(checkpoint or comm.bcast(training.state_dict()))  # the same start on all ranks
     size = sum(parameter.numel() for parameter in model.parameters())
-    say(comm, f"{args.data}: {len(images)} images; {size} parameters; {args.method}; {comm.size} ranks")
+    say(comm, f"{args.data}: {len(images)} images; {size} parameters; {describe_block(args)}; {comm.size} ranks")
 
     if train(training, images, args, request, comm):
         say(comm, f"stopped in epoch {training.epoch + 1} after {training.step} steps: --resume goes on from there")
@@ -357,7 +445,8 @@ def main() -> int:
         if comm.rank == 0:
             draw(training, args.out / "train.png")
     say(comm, f"test accuracy: {accuracy:.2%} of {len(test_images)} images")
-    say(comm, f"learned alpha: {model.block.alpha.item():.4f}")
+    if model.alpha is not None:
+        say(comm, f"learned alpha: {model.alpha:.4f}")
     say(comm, f"memory peak: {peak:.0f} MiB (the largest of the ranks)")
     say(comm, f"adjoint against autograd: {error:.1e}")
     say(comm, f"written: {args.out / 'checkpoint.pt'}, {args.out / 'train.png'}")

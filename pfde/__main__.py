@@ -1,7 +1,8 @@
 """The command line: `python -m pfde verify` runs the gradient battery on a small built-in model and prints a table.
 
 The model has what a model can have: a batch, an nn.Module, a right-hand side that depends on t, one learnable order a
-component, and a loss on every output. The exit code is 0 when every gradient is right, 1 when one is wrong.
+component (none for the methods of ordinary equations), and a loss on every output. The exit code is 0 when every
+gradient is right, 1 when one is wrong.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from .gradients import Discrete, Store
+from .ordinary_problem import Split
 from .schemes import METHODS
+from .schemes.ordinary import ODE_METHODS
+from .schemes.tableaux import ADDITIVE
+from .solving import is_ordinary
 from .testing import Report, verify
+
+_NAMES = [*METHODS, *(name for name in ODE_METHODS if is_ordinary(name))]
 
 
 class _Model(nn.Module):
@@ -40,17 +47,18 @@ class _Model(nn.Module):
 
 def run(methods: Sequence[str], *, store: Store, steps: int, seed: int) -> bool:
     """Print one line for each method as it is verified; return whether all passed."""
-    print(f"{'':<10}  {'relative error against autograd':^31}  {'dot':^9}  {'Taylor slopes':^15}")
-    print(f"{'method':<10}  {'y0':^9}  {'theta':^9}  {'alpha':^9}  {'product':^9}  {'zeroth':^7} {'first':^7}  result")
+    print(f"{'':<17}  {'relative error against autograd':^31}  {'dot':^9}  {'Taylor slopes':^15}")
+    print(f"{'method':<17}  {'y0':^9}  {'theta':^9}  {'alpha':^9}  {'product':^9}  {'zeroth':^7} {'first':^7}  result")
     started, passed = time.perf_counter(), []
     for method in methods:
         generator = torch.Generator().manual_seed(seed)
         report = verify(
-            _Model(seed),
+            Split(_Model(seed), _Model(seed + 1)) if method in ADDITIVE else _Model(seed),
             torch.randn(2, 3, generator=generator, dtype=torch.float64),
             torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64),
-            torch.tensor([0.45, 0.7, 0.95], dtype=torch.float64),
+            1.0 if is_ordinary(method) else torch.tensor([0.45, 0.7, 0.95], dtype=torch.float64),
             method=method,
+            step_size=1.0 / steps,
             gradient=Discrete(store=store),
             seed=seed,
         )
@@ -65,14 +73,18 @@ def run(methods: Sequence[str], *, store: Store, steps: int, seed: int) -> bool:
 
 def _line(report: Report) -> str:
     *errors, zeroth, first = (measured for _, measured, _, _ in report.checks())
+    if report.gradient.alpha is None:
+        errors.insert(2, "")
     result = "pass" if report.passed else "FAIL"
     columns = "  ".join(f"{error:>9}" for error in errors)
-    return f"{report.method:<10}  {columns}  {zeroth:>7} {first:>7}  {result}"
+    return f"{report.method:<17}  {columns}  {zeroth:>7} {first:>7}  {result}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run it; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pfde", description="Differentiate through fractional equations.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pfde", description="Differentiate through fractional and ordinary equations."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     command = commands.add_parser(
         "verify",
@@ -81,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "steps, by the tangent-adjoint dot product, and by Taylor remainders. Exit code 1 when a gradient is wrong.",
     )
     command.add_argument(
-        "--method", action="append", choices=list(METHODS), metavar="NAME", help=f"one of {', '.join(METHODS)}; "
+        "--method", action="append", choices=_NAMES, metavar="NAME", help=f"one of {', '.join(_NAMES)}; "
         "may be repeated (default: all)"
     )  # fmt: skip
     command.add_argument(
@@ -92,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.steps < 1:
         command.error(f"--steps must be at least 1: got {given.steps}")
-    return 0 if run(given.method or list(METHODS), store=given.store, steps=given.steps, seed=given.seed) else 1
+    return 0 if run(given.method or _NAMES, store=given.store, steps=given.steps, seed=given.seed) else 1
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class ContinuousProblem:
     def forward(self, y0: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
         """The outputs, (T, d), which are also all that the backward pass needs."""
         y, _ = self.problem.integrate(y0, None)
-        return y, y.detach()
+        return y, y.clone()  # the caller may change y
 
     def backward(
         self, run: Tensor, y_bar: Tensor, needed: Sequence[bool]

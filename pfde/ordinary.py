@@ -191,7 +191,7 @@ def solve_ode(
             "method": problem.scheme.name,
             "t, with step_size": (problem.times, problem.pieces),
             "gradient": repr(problem.gradient),
-            "rtol and atol": repr((rtol, atol)) if not isinstance(rtol, Tensor | Sequence) else "",
+            "rtol and atol": [x for x in (rtol, atol) if isinstance(x, int | float)],
             "the dtype of y0": flat.dtype,
             "the kind of device of y0": flat.device.type,
             "torch.is_grad_enabled()": torch.is_grad_enabled(),

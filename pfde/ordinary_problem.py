@@ -180,6 +180,7 @@ class OrdinaryProblem(InitialValueProblem):
         self.count_iterations(system)
         self.found["limit"] = sweeps[0].limit
         y = outputs.y if outputs.reached == len(outputs.y) else outputs.y[: outputs.reached].clone()
+        outputs.y = y0.new_empty(0)  # given away: it is to carry the graph, which holds this run
         return y, Run(run, record, system, outputs, sweeps[0].limit)
 
     def _output_steps(self) -> list[int] | None:
@@ -196,6 +197,12 @@ class OrdinaryProblem(InitialValueProblem):
         """The system of f's parts, with a SNES, None or not to be used, and a Vec of the state."""
         nonstiff = functions[1] if len(functions) > 1 else None
         return TorchSystem(functions[0], snes if self.scheme.implicit else None, vec, self.mass, nonstiff)
+
+    def bare_system(self, y0: Tensor) -> TorchSystem:
+        """f's parts with a solver of their own, outside any TS. Collective."""
+        functions = [f for f in self.functions(y0) if f is not None]
+        make, implicit = partial(self._system, functions), self.scheme.implicit
+        return ts.bare_system(functions[0], make, implicit=implicit, options_prefix=self.options_prefix)
 
     def _title(self) -> str:
         scheme = self.scheme
@@ -215,13 +222,7 @@ class OrdinaryProblem(InitialValueProblem):
             outputs = Outputs(self.times, y0.detach(), self._output_steps())
             outputs.reached = len(self.times)
             self.stats.steps = times.steps
-        functions = [f for f in self.functions(y0) if f is not None]
-        system = ts.bare_system(
-            functions[0],
-            partial(self._system, functions),
-            implicit=self.scheme.implicit,
-            options_prefix=self.options_prefix,
-        )
+        system = self.bare_system(y0)
         graph = cast(System, GraphSystem(system))
         anchors = None if t is None else t.double().cpu()
         y = backprop_steps(self.scheme, times, outputs, graph, y0, anchors)

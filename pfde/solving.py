@@ -137,8 +137,8 @@ def solve(
     """
     ordinary = {"rtol": rtol, "atol": atol, "mass": mass}
     given = {name: value for name, value in ordinary.items() if value is not None}
-    if _is_ordinary(method, given):
-        _require_ordinary(alpha, history, method)
+    if is_ordinary(method, given):
+        require_ordinary(alpha, history, method)
         return solve_ode(
             func,
             y0,
@@ -223,14 +223,14 @@ def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | 
     return Solve.apply(problem, 3, alpha, y0, ends, *problem.parameters)
 
 
-def _is_ordinary(method: Any, given: Mapping[str, Any]) -> bool:
-    """Whether the method is one of `odeint`."""
+def is_ordinary(method: Any, given: Mapping[str, Any] | None = None) -> bool:
+    """Whether the method is taken as one of `odeint`, where these arguments of it are given."""
     if not isinstance(method, str):
         return False
     return method.startswith("petsc:") or (method in ODE_METHODS and (method not in METHODS or bool(given)))
 
 
-def _require_ordinary(alpha: Any, history: Any, method: str) -> None:
+def require_ordinary(alpha: Any, history: Any, method: str) -> None:
     """Raise ValueError unless alpha is the number 1 and no history is given."""
     if isinstance(alpha, Tensor) or alpha != 1:
         value = "a tensor" if isinstance(alpha, Tensor) else f"{alpha!r}"

@@ -4,6 +4,7 @@ Each run starts mpiexec in a subprocess with a time limit.  Most compare the tra
 """
 
 import contextlib
+import importlib
 import os
 import re
 import signal
@@ -102,6 +103,57 @@ def test_resume_is_bit_for_bit(four_epochs: tuple[Path, str], tmp_path: Path) ->
     assert same(state_in(tmp_path), state_in(four_epochs[0]))
 
 
+# Fixed and adaptive steps, explicit and implicit ones, f in two parts, a name that both kinds of equation have.
+ODES = {
+    "rk4": ["--method", "rk4"],
+    "dopri5": [],  # the default
+    "cn": ["--method", "cn", "--step-size", "0.25"],
+    "ark3": ["--method", "ark3", "--rtol", "1e-2", "--atol", "1e-3"],
+    "beuler": ["--method", "beuler", "--step-size", "0.25"],
+}
+ADAPTIVE_STEPS = {"dopri5": "with rtol 0.001, atol 0.0001", "ark3": "with rtol 0.01, atol 0.001"}
+
+
+@pytest.fixture(scope="module")
+def rk4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two epochs with rk4 on one rank."""
+    folder = tmp_path_factory.mktemp("rk4")
+    run(1, *TINY, "--epochs", "2", "--alpha", "1", *ODES["rk4"], "--out", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("method", ODES)
+def test_ordinary_equations(method: str, tmp_path: Path) -> None:
+    output = run(1, *TINY, "--epochs", "2", "--alpha", "1", *ODES[method], "--out", str(tmp_path))
+    steps = f", adaptive steps {ADAPTIVE_STEPS[method]}" if method in ADAPTIVE_STEPS else ""
+    assert f"; {method}, ordinary equation (alpha is 1, not learned){steps}; 1 ranks" in output, output
+    assert "learned alpha:" not in output
+    losses = re.findall(r"epoch \d/2  loss (\S+)  accuracy \S+%$", output, re.M)
+    assert len(losses) == 2 and float(losses[1]) < float(losses[0]), output
+    match = re.search(r"^adjoint against autograd: (\S+)$", output, re.M)
+    assert match, output
+    assert float(match[1]) < 1e-11  # implicit stages stop at residuals of 32 eps, 7e-15, which add up over the steps
+    assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
+    state = state_in(tmp_path)
+    assert (state["epoch"], len(state["losses"]), state["alphas"]) == (2, 2 * 9, [])
+
+
+def test_an_ordinary_equation_on_four_ranks_gives_the_same_curve(rk4: Path, tmp_path: Path) -> None:
+    """Fixed steps do not couple the images of a batch."""
+    output = run(4, *TINY, "--epochs", "1", "--alpha", "1", *ODES["rk4"], "--out", str(tmp_path))
+    assert "; 4 ranks" in output
+    four, one = (torch.tensor(state_in(folder)["losses"][:9]) for folder in (tmp_path, rk4))
+    difference = (four - one).abs().max().item()
+    assert difference < 1e-10, f"4 ranks differ from 1 by {difference:.1e}"
+
+
+def test_an_ordinary_equation_resumes_bit_for_bit(rk4: Path, tmp_path: Path) -> None:
+    options = [*TINY, "--alpha", "1", *ODES["rk4"], "--out", str(tmp_path)]
+    run(1, *options, "--epochs", "1")
+    run(1, *options, "--epochs", "2", "--resume")
+    assert same(state_in(tmp_path), state_in(rk4))
+
+
 def ranks_below(mpiexec: int) -> list[int]:
     """The pids of the Python processes that mpiexec started, through its proxy."""
     parents = {}
@@ -162,6 +214,29 @@ def test_mistakes_are_told_without_a_traceback(ranks: int, options: list[str], m
     assert code != 0
     assert message in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--method rk4", "--method rk4 is for ordinary equations: got --alpha 0.7; add --alpha 1, or choose one of"),
+        ("--alpha 1 --method pece", "which --method pece is not for: choose one of euler, midpoint,"),
+        ("--alpha 1.5", "--alpha must be in (0, 1]: got 1.5"),
+        ("--alpha nan", "--alpha must be in (0, 1]: got nan"),
+        ("--rtol 1e-3", "--rtol is for adaptive steps, and these are fixed: leave it out, or use --alpha 1"),
+        ("--alpha 1 --method cn --atol 1e-3", "--atol is for adaptive steps"),
+        ("--alpha 1 --step-size 0.5 --rtol 1e-3", "or use --alpha 1 without --step-size"),
+        ("--alpha 1 --rtol 0", "--rtol must be in (0, 1]: got 0"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr("sys.argv", ["train.py", *options.split()])
+    with pytest.raises(SystemExit):
+        importlib.import_module("train").parse_options()
+    assert message in capsys.readouterr().err
 
 
 def test_resume_refuses_other_options(four_epochs: tuple[Path, str]) -> None:

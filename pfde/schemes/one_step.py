@@ -246,10 +246,11 @@ def combine(
     out: Tensor | None = None,
 ) -> Tensor:
     """y + h sum_i w_i K_i, a new tensor, or `out`; y itself where there is no weight and no `out`."""
-    if isinstance(h, Tensor):
+    if isinstance(h, Tensor):  # with the value that a number h gives, to the bit
+        value = combine(y.detach(), float(h.detach()), weights, [k.detach() for k in slopes])
         for i, w in weights:
             y = y + slopes[i] * (h * w).to(y)
-        return y
+        return y + (value - y.detach())
     total: Tensor | None = None
     for i, w in weights:
         if total is None:

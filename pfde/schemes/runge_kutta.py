@@ -212,6 +212,7 @@ class RungeKutta(OneStep):
         return StepBars(lam if total is None else total, h_bar, t_bar)
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
+        assert sources.graph is None
         slopes: list[Tensor] = []
         for i in range(self._active):
             state_dot = combine(y_dot, at.h, self._a[i], slopes)

@@ -148,10 +148,11 @@ class StepRecord:
         k = n - 1 - self._leaf[0]
         return None if self._stages is None else self._stages.row(k), self._states.row(k + 1)
 
-    def record(self, n: int, step: Step) -> None:
-        """Keep what is on top of the states of an accepted step."""
+    def record(self, n: int, step: Step, *, dense: bool) -> None:
+        """Keep what is on top of the states of an accepted step; slopes only for outputs on its dense output."""
         if (step.kept or step.graph is not None) and self.keeps(n):
-            self._kept[n] = step
+            graph = step.graph if dense or step.graph is None else step.graph._replace(slopes=[])
+            self._kept[n] = Step(step.y, [], [], step.kept, graph)
 
     def sources(self, system: System, at: Interval, *, dense: bool) -> Sources:
         """The linearisations of step n for its transpose; kept ones are handed over."""

@@ -95,7 +95,9 @@ class StepSweep:
                     at = self._times.interval(self.n + 1)
                     step = self._take(at, y)
                     if not self._outputs.complete:
-                        self._system.require_finite(at.n, at.t, step.y, *(step.slopes[i] for i in self._scheme.silent))
+                        self._system.require_finite(
+                            at.n, at.t, at.t1, step.y, *(step.slopes[i] for i in self._scheme.silent)
+                        )
                 else:
                     found = self._find(y)
                     if found is None:
@@ -183,9 +185,10 @@ class StepSweep:
     def _accept(self, at: Interval, y: Tensor, step: Step) -> None:
         outputs, watch = self._outputs, self.watch
         ends = watch is not None and watch.crossed(at, y, step.y)
-        if ends or outputs.within(at):
+        dense = ends or outputs.within(at)
+        if dense:
             step = self._scheme.complete(self._system, at, step, dense=True, keep=self._graph)
-        self.record.record(at.n, step)
+        self.record.record(at.n, step, dense=dense)
         self._slope = self._scheme.reusable_slope(step) if self._reuse else None
         self.n, self.y = at.n, step.y
         if watch is not None and ends:

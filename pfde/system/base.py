@@ -43,8 +43,8 @@ class System(Protocol):
     def linearise(self, n: int, t: float, y: Tensor) -> Linearisation:
         """The linearisation of f at (t, y)."""
 
-    def require_finite(self, n: int, t: float, *values: Tensor) -> None:
-        """Raise NonFiniteError, on every rank, where one of a step's values is NaN or inf."""
+    def require_finite(self, n: int, t: float, t1: float, *values: Tensor) -> None:
+        """Raise NonFiniteError, on every rank, where one of step n's values is NaN or inf."""
 
     def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
         """Solve M y = r + w f(t, y) from `guess`; return y and the linearisation there. Raises ConvergenceError."""

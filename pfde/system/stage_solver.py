@@ -242,7 +242,7 @@ class Staged:
         """M^T y; y itself where there is no mass matrix."""
         return y if self.mass_matrix is None else self.mass_matrix.apply_transpose(y)
 
-    def require_finite(self, n: int, t: float, *values: Tensor) -> None:
+    def require_finite(self, n: int, t: float, t1: float, *values: Tensor) -> None:
         """Nothing to do: every value of f is checked."""
 
     def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:

@@ -72,8 +72,6 @@ class StateLayout:
     def flatten(self, value: Any, dtype: torch.dtype, source: str) -> Tensor:
         """The flat tensor of a value of this layout. Raises TypeError or ValueError when it is of another."""
         if not self.is_tuple:
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{source} must return a tensor like y: got {type(value).__name__}")
             return self._flat(0, value, dtype, source)
         if not isinstance(value, tuple | list) or len(value) != len(self.shapes):
             raise TypeError(f"{source} must return a tuple of {len(self.shapes)} tensors like y: got {describe(value)}")
@@ -87,7 +85,9 @@ class StateLayout:
         """Raise TypeError or ValueError unless a value is as part i."""
         shape, is_complex = self.shapes[i], bool(self.is_complex) and self.is_complex[i]
         if not isinstance(value, Tensor):
-            raise TypeError(f"{source} must return tensors like y: got {type(value).__name__} in its tuple")
+            if self.is_tuple:
+                raise TypeError(f"{source} must return tensors like y: got {type(value).__name__} in its tuple")
+            raise TypeError(f"{source} must return a tensor like y: got {describe(value)}")
         if is_complex:
             dtype = dtype.to_complex()
         if value.shape != shape:
@@ -248,7 +248,7 @@ class TorchFunction:
         if self.trusted or all_finite(value.detach()):
             return value
         of = "" if self._grid is None else f" of {self._grid.steps}"
-        raise non_finite(n, float(t), of)
+        raise non_finite(f"at t={float(t):.6g}, step {n}{of}")
 
     def _call(self, n: int, t: float | Tensor, state: Any, time: Tensor | None, y: Tensor) -> Any:
         """func at a state, of which y holds the memory."""
@@ -272,11 +272,11 @@ def all_finite(x: Tensor) -> bool:
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
-def non_finite(n: int, t: float, of: str = "") -> NonFiniteError:
-    """The error for a value of func at step n."""
+def non_finite(where: str) -> NonFiniteError:
+    """The error for a value of func."""
     return NonFiniteError(
-        f"func returned NaN or inf at t={t:.6g}, step {n}{of}: reduce step_size, use an implicit method for stiff "
-        "problems, or check func and its parameters"
+        f"func returned NaN or inf {where}: reduce step_size, use an implicit method for stiff problems, or check func "
+        "and its parameters"
     )
 
 

@@ -80,9 +80,10 @@ class TorchSystem(Staged):
         t1 = t + h + (at.t1 - (at.t + at.h))
         return graph, (leaf, t, h), at._replace(t=t, h=h, t1=t1)
 
-    def require_finite(self, n: int, t: float, *values: Tensor) -> None:
-        """Raise NonFiniteError, on every rank, where one of a step's values is NaN or inf."""
-        self.function.peers.agree(None if all(map(all_finite, values)) else non_finite(n, t))
+    def require_finite(self, n: int, t: float, t1: float, *values: Tensor) -> None:
+        """Raise NonFiniteError, on every rank, where one of step n's values is NaN or inf."""
+        where = f"between t={t:.6g} and t={t1:.6g}, step {n}"
+        self.function.peers.agree(None if all(map(all_finite, values)) else non_finite(where))
 
     def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: ParameterBar) -> list[Tensor]:
         """The cotangents of such leaves from those of outputs, flat; the parameters' are added to theta_bar."""

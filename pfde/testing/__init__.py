@@ -50,8 +50,9 @@ def gradient_error(
 
     Parameters
     ----------
-    func, y0, t, alpha, method, step_size, gradient, history, params, options : as in `pfde.fdeint`; the derivative is
-        taken in y0, in alpha and in the parameters that require a gradient, whatever requires_grad y0 and alpha have
+    func, y0, t, alpha, method, step_size, gradient, history, params, options : as in `pfde.solve`; the derivative is
+        taken in y0, in alpha and in the parameters that require a gradient, whatever requires_grad y0 and alpha have.
+        A method of `pfde.odeint` takes alpha=1, which is no input then, and fixed steps
     loss : y -> 0-d tensor, y as `fdeint` returns it; default the random functional of this module
     seed : of the random functional
 
@@ -59,13 +60,13 @@ def gradient_error(
     -------
     GradientErrors : float64, and a model without cancellation of its own: 1e-12 or less (typically 1e-15)
 
-    Raises what `fdeint` raises, and ValueError when `loss` returns no 0-d tensor. Nothing is left in any `.grad`, and
+    Raises what `solve` raises, and ValueError when `loss` returns no 0-d tensor. Nothing is left in any `.grad`, and
     torch's random generator is left as it was.
     """
     case = Case(func, y0, t, alpha, method, step_size, history, params, options, loss, seed)
     measured, reference = case.gradient(gradient or Discrete()), case.gradient(Backprop())
     errors = [_relative_error(a, b) for a, b in zip(measured, reference, strict=True)]
-    return GradientErrors(errors[0], errors[1] if case.parameters else None, errors[2])
+    return GradientErrors(errors[0], errors[1] if case.parameters else None, None if case.alpha is None else errors[2])
 
 
 def dot_product_error(
@@ -98,11 +99,12 @@ def dot_product_error(
     y_leaf, a_leaf = case.leaves()
     y = rows_of(case.solve(y_leaf, a_leaf, gradient or Discrete()))
     v = random_like(y, generator)
-    inputs = [*y_leaf, *case.parameters, a_leaf]
+    inputs = [*y_leaf, *case.parameters, *a_leaf]
     u = [random_like(x, generator) for x in inputs]
     bars = torch.autograd.grad(y, inputs, v, allow_unused=True)
     adjoint = sum(_dot(bar, dot) for bar, dot in zip(bars, u, strict=True) if bar is not None)
-    tangent = case.tangent(u[: len(y_leaf)], u[len(y_leaf) : -1], u[-1])
+    last = len(u) - len(a_leaf)
+    tangent = case.tangent(u[: len(y_leaf)], u[len(y_leaf) : last], u[last:])
     terms = v.double() * tangent.double()
     scale = float(terms.abs().sum())
     return abs(float(terms.sum()) - adjoint) / (scale or 1.0)
@@ -156,7 +158,7 @@ def taylor_slopes(
         raise ValueError(f"first_step must be in (0, 0.5), relative to the inputs' size: got {e:g}")
     generator = torch.Generator().manual_seed(seed + 1)
     u = [[random_like(x, generator) for x in group] for group in case.groups()]
-    u[2][0] = -u[2][0].abs()
+    u[2] = [-direction.abs() for direction in u[2]]
     for group, directions in zip(case.groups(), u, strict=True):
         _scale(directions, math.hypot(*(float(x.norm()) for x in group)) or 1.0)
     bars = case.gradient(gradient or Discrete())
@@ -208,13 +210,13 @@ def verify(
     )
     return Report(
         method,
-        case.grid.steps,
+        case.steps,
         case.dtype,
         gradient_error(func, y0, t, alpha, loss=loss, **keywords),
         dot_product_error(func, y0, t, alpha, **keywords),
         taylor_slopes(func, y0, t, alpha, loss=loss, **keywords),
         tolerance=4500 * eps,
-        dot_tolerance=50 * eps * math.sqrt(case.grid.steps),
+        dot_tolerance=50 * eps * math.sqrt(case.steps),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import accumulate
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,10 +15,15 @@ from ..arguments import check_alpha, check_grid, check_method, check_options, ch
 from ..gradients import Backprop, Discrete
 from ..history import Bounded, Exact
 from ..initial_value import Stats
+from ..ordinary_arguments import check_monotone, check_ode_method, check_pieces
+from ..ordinary_problem import Accuracy, OrdinaryProblem
 from ..problem import Problem
-from ..solving import fdeint
+from ..solving import is_ordinary, require_ordinary, solve
+from ..sweeps.control import Limits
 from ..sweeps.tangent import tangent_sweep
+from ..sweeps.times import StepTimes
 from ..sweeps.trajectory import Trajectory
+from ..system.base import System
 from ..system.peers import Peers
 from ..system.torch_function import TorchFunction
 
@@ -26,7 +32,11 @@ Loss = Callable[[Any], Tensor]
 
 
 class Case:
-    """One model with the arguments of its solve, differentiable in y0, the parameters and alpha."""
+    """One model with the arguments of its solve, differentiable in y0, the parameters and, where there is one, alpha.
+
+    A method of `odeint` has no alpha (it must be 1), and its steps must be fixed, so that they do not change with what
+    a Taylor test perturbs.
+    """
 
     def __init__(
         self,
@@ -43,30 +53,46 @@ class Case:
         seed: int,
     ) -> None:
         self.func, self.t, self.loss, self.seed = func, torch.as_tensor(t), loss, seed
-        self.scheme, self.history, self.options = check_method(method), history, options
+        self.history, self.options = history, options
         self.layout, flat = check_state(y0)
         self.y0 = [part.detach() for part in (y0 if self.layout.is_tuple else (y0,))]
         self.dtype = flat.dtype
-        self.grid, self.outputs = check_grid(check_times(self.t), step_size, self.scheme)
-        order, self.group = check_alpha(alpha, self.layout, flat.device)
-        self.alpha = order.detach().double()
         self.parameters = check_parameters(func, params)
+        self.alpha: Tensor | None = None
         self._keywords: dict[str, Any] = dict(
             method=method, step_size=step_size, history=history, params=params, options=options
         )
+        if is_ordinary(method):
+            require_ordinary(alpha, history, method)
+            self._one_step = check_ode_method(method)
+            times = check_monotone(self.t)
+            pieces = check_pieces(times, step_size, self._one_step)
+            if pieces is None:
+                raise ValueError(
+                    f"step_size must be given for method {method!r} here: adaptive steps would change with the inputs"
+                )
+            self._times, self._pieces = StepTimes(times, pieces), pieces
+            self.steps = self._times.steps
+        else:
+            self.scheme = check_method(method)
+            self.grid, self.outputs = check_grid(check_times(self.t), step_size, self.scheme)
+            order, self.group = check_alpha(alpha, self.layout, flat.device)
+            self.alpha, self.steps = order.detach().double(), self.grid.steps
 
-    def leaves(self) -> tuple[list[Tensor], Tensor]:
-        """Fresh leaves with the values of y0 (its parts) and alpha."""
-        return [x.clone().requires_grad_() for x in self.y0], self.alpha.clone().requires_grad_()
+    def leaves(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Fresh leaves with the values of y0 (its parts), and of alpha where there is one."""
+        alpha = [] if self.alpha is None else [self.alpha]
+        return [x.clone().requires_grad_() for x in self.y0], [x.clone().requires_grad_() for x in alpha]
 
     def groups(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The values of the inputs: y0, theta, alpha."""
-        return self.y0, [p.detach() for p in self.parameters], [self.alpha]
+        return self.y0, [p.detach() for p in self.parameters], [] if self.alpha is None else [self.alpha]
 
-    def solve(self, y0: list[Tensor], alpha: Tensor, gradient: Discrete | Backprop) -> Any:
-        """y as `fdeint` returns it."""
+    def solve(self, y0: list[Tensor], alpha: list[Tensor], gradient: Discrete | Backprop) -> Any:
+        """y as `fdeint` or `odeint` returns it."""
         state = tuple(y0) if self.layout.is_tuple else y0[0]
-        return fdeint(self.func, state, self.t, alpha, gradient=gradient, **self._keywords)
+        order = alpha[0] if alpha else 1.0
+        return solve(self.func, state, self.t, order, gradient=gradient, **self._keywords).y
 
     def functional(self, y: Any) -> Tensor:
         """J(y)."""
@@ -81,23 +107,57 @@ class Case:
     def gradient(self, gradient: Discrete | Backprop) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """dJ by group, with zeros for what J does not depend on."""
         y0, alpha = self.leaves()
-        inputs = [*y0, *self.parameters, alpha]
+        inputs = [*y0, *self.parameters, *alpha]
         with torch.enable_grad():
             value = self.functional(self.solve(y0, alpha, gradient))
         bars = torch.autograd.grad(value, inputs, allow_unused=True)
         full = [torch.zeros_like(x) if bar is None else bar for x, bar in zip(inputs, bars, strict=True)]
-        return full[: len(y0)], full[len(y0) : -1], full[-1:]
+        last = len(full) - len(alpha)
+        return full[: len(y0)], full[len(y0) : last], full[last:]
 
     def value(self, u: list[list[Tensor]], e: float) -> float:
         """J(y(p + e u))."""
         y0 = [x + e * d for x, d in zip(self.y0, u[0], strict=True)]
+        alpha = [] if self.alpha is None else [self.alpha + e * u[2][0]]
         with torch.no_grad(), _moved(self.parameters, u[1], e):
-            return float(self.functional(self.solve(y0, self.alpha + e * u[2][0], Discrete())))
+            return float(self.functional(self.solve(y0, alpha, Discrete())))
 
-    def tangent(self, y0_dot: list[Tensor], theta_dot: list[Tensor], alpha_dot: Tensor) -> Tensor:
+    def tangent(self, y0_dot: list[Tensor], theta_dot: list[Tensor], alpha_dot: list[Tensor]) -> Tensor:
         """y' u at the outputs, (T, d)."""
-        flat = torch.cat([x.reshape(-1) for x in self.y0])
+        flat, flat_dot = (torch.cat([_real(x).reshape(-1) for x in parts]) for parts in (self.y0, y0_dot))
         peers = Peers(None)
+        with torch.no_grad(), ts.solver_options(check_options(self.options), "", peers):
+            if self.alpha is None:
+                return self._steps_tangent(flat, flat_dot, theta_dot, peers)
+            return self._history_tangent(flat, flat_dot, theta_dot, alpha_dot[0], peers)
+
+    def _steps_tangent(self, y: Tensor, y_dot: Tensor, theta_dot: list[Tensor], peers: Peers) -> Tensor:
+        problem = OrdinaryProblem(
+            scheme=self._one_step,
+            times=tuple(self._times.anchors),
+            pieces=self._pieces,
+            gradient=Discrete(),
+            accuracy=Accuracy(0.0, 0.0, Limits()),
+            layout=self.layout,
+            func=self.func,
+            parameters=self.parameters,
+            peers=peers,
+            options_prefix="",
+            stats=Stats(self._one_step.name),
+        )
+        system, found = cast(System, problem.bare_system(y)), {0: y_dot}
+        for n in range(1, self.steps + 1):
+            at = self._times.interval(n)
+            step = self._one_step.step(system, at, y)
+            sources = self._one_step.stages(system, at, y, step.y, dense=False, graphs=False, rows=None)
+            y, y_dot = step.y, self._one_step.tangent(system, at, sources, y_dot, theta_dot)
+            found[n] = y_dot
+        return torch.stack([found[n] for n in accumulate(self._pieces, initial=0)])
+
+    def _history_tangent(
+        self, flat: Tensor, flat_dot: Tensor, theta_dot: list[Tensor], alpha_dot: Tensor, peers: Peers
+    ) -> Tensor:
+        assert self.alpha is not None
         function = TorchFunction(self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid, peers)
         problem = Problem(
             scheme=self.scheme,
@@ -113,16 +173,14 @@ class Case:
             options_prefix="",
             stats=Stats(self.scheme.name),
         )
-        discretisation = problem.prepare(self.alpha, flat)
-        with torch.no_grad(), ts.solver_options(check_options(self.options), "", peers):
-            found = tangent_sweep(
-                Trajectory(discretisation, flat, None),
-                ts.bare_system(function, implicit=self.scheme.implicit),
-                torch.cat([x.reshape(-1) for x in y0_dot]),
-                alpha_dot.cpu().reshape(-1),
-                theta_dot,
-                self.outputs,
-            )
+        found = tangent_sweep(
+            Trajectory(problem.prepare(self.alpha, flat), flat, None),
+            ts.bare_system(function, implicit=self.scheme.implicit),
+            flat_dot,
+            alpha_dot.cpu().reshape(-1),
+            theta_dot,
+            self.outputs,
+        )
         return torch.stack([found[n] for n in self.outputs])
 
 
@@ -140,9 +198,14 @@ def _moved(parameters: Sequence[Tensor], directions: Sequence[Tensor], e: float)
 
 
 def rows_of(y: Any) -> Tensor:
-    """What fdeint returns as (T, d)."""
+    """What fdeint or odeint returns as (T, d), real."""
     parts = y if isinstance(y, tuple) else (y,)
-    return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+    return torch.cat([_real(part).reshape(len(part), -1) for part in parts], dim=1)
+
+
+def _real(x: Tensor) -> Tensor:
+    """x, a complex one as pairs of numbers."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def random_like(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,17 +18,17 @@ class GradientErrors:
     ----------
     y0 : of the initial state
     theta : of all parameters together; None for a model without
-    alpha : of the order or orders
+    alpha : of the order or orders; None for an ordinary equation
     """
 
     y0: float
     theta: float | None
-    alpha: float
+    alpha: float | None
 
     @property
     def worst(self) -> float:
         """The largest of them; NaN if one is."""
-        errors = [self.y0, self.alpha] + ([] if self.theta is None else [self.theta])
+        errors = [x for x in (self.y0, self.theta, self.alpha) if x is not None]
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
