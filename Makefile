@@ -1,7 +1,7 @@
 # `make help` lists the targets. Every target sets up .venv first when it has to (tools/setup.sh: what, and how long).
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test smoke lint format bench verify clean distclean
+.PHONY: help setup train examples test smoke lint format bench verify clean distclean
 
 RANKS ?= 4
 WORKERS ?= 2
@@ -16,6 +16,7 @@ unexport PETSC_DIR PETSC_ARCH PYTHONPATH
 
 help:
 	@echo "make train     train examples/train.py on RANKS=$(RANKS) ranks; ARGS=\"--epochs 3 -log_view\" passes options"
+	@echo "make examples  the other examples, their quick part: two to three minutes"
 	@echo "make test      the whole test suite, MPI tests included, on WORKERS=$(WORKERS) processes; ARGS=\"-k alpha\" passes options"
 	@echo "make smoke     its quick part"
 	@echo "make lint      formatting, lint, types       make format    put the formatting right"
@@ -30,6 +31,11 @@ setup: $(READY)
 
 train: $(READY)
 	$(BIN)/mpiexec -n $(RANKS) $(BIN)/python examples/train.py $(ARGS)
+
+examples: $(READY)
+	@for name in cnf robertson kdv long_memory; do \
+		echo "==== $$name --quick"; $(BIN)/python examples/$$name.py --quick $(ARGS) || exit 1; \
+	done
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

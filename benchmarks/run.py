@@ -1,10 +1,10 @@
 """Speed and memory of pfde against the floor: tables on the terminal, results/bench.json and results/bench.png.
 
-    make bench                                   # everything, about half an hour on one core
+    make bench                                   # everything, about an hour on one core
     make bench ARGS="--full"                     # the long-memory part at its full size, 10^6 steps, and repeated
     make bench ARGS="--only long"                # that part alone
     make bench ARGS="--only ode --peers ~/src"   # ordinary equations alone, beside the libraries in that folder
-    make bench ARGS="--quick"                    # a small part of every kind, under a minute
+    make bench ARGS="--quick"                    # a small part of every kind, two minutes
     make bench ARGS="--only pece-state"          # the cases whose name contains this
     make bench ARGS="--only pfde-euler-state --profile"   # where their time goes
     make bench ARGS="--torchfde ~/src/torchfde"  # beside torchfde, which is not on PyPI

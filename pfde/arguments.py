@@ -14,6 +14,7 @@ from .history import Exact, ShortMemory, SumOfExponentials
 from .schemes import METHODS, Scheme
 from .schemes.base import check_order
 from .schemes.one_step import OneStep
+from .schemes.ordinary import ODE_METHODS
 from .sweeps.grid import Grid
 from .system.torch_function import StateLayout, describe
 
@@ -21,7 +22,8 @@ from .system.torch_function import StateLayout, describe
 def check_method(method: str) -> Scheme:
     """The scheme of this name."""
     if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}")
+        hint = "; it is a method of pfde.odeint" if isinstance(method, str) and method in ODE_METHODS else ""
+        raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}{hint}")
     return METHODS[method]
 
 

@@ -77,7 +77,7 @@ def _may_run(ctx: Any) -> None:
     """Raise RuntimeError where the backward pass may not run."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "double backward (create_graph=True) through pfde.Discrete is not implemented: use "
+            "double backward (create_graph=True) through this gradient is not implemented: use "
             "gradient=pfde.Backprop() with an explicit method"
         )
     _ = ctx.saved_tensors  # torch's own check that none was changed in place

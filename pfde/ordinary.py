@@ -27,7 +27,8 @@ from .errors import StepLimitError
 from .events import EventSearch
 from .gradients import Backprop, Continuous
 from .initial_value import Solution, Stats, look
-from .native import native_solve, parse_native
+from .native import NativeProblem
+from .native_setting import parse_native
 from .ordinary_arguments import (
     Gradient,
     check_accuracy,
@@ -141,11 +142,14 @@ def solve_ode(
 ) -> Solution:
     """Integrate as `odeint` does and return a `Solution`; with `event`, up to it."""
     peers = Peers(comm)
+    peers.same({"method": method})  # the ranks are to take the same path
     if isinstance(method, str) and method.startswith("petsc:"):
+        error = None
         if event is not None or mass is not None or gradient is not None:
-            raise ValueError(
+            error = ValueError(
                 f"method {method!r} has no events, no mass and one gradient only, PETSc's: leave these out"
             )
+        peers.agree(error)
         return _native(func, y0, t, method, rtol, atol, step_size, params, options, options_prefix, peers)
 
     def prepare() -> tuple[OrdinaryProblem, Tensor, Tensor | None, dict[str, Any]]:
@@ -258,20 +262,26 @@ def _native(
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):
-        y = native_solve(
-            native,
-            func,
-            layout,
-            flat.clone() if flat.is_inference() else flat,
-            times,
-            check_parameters(func, params),
+        problem = NativeProblem(
+            method=native,
+            func=func,
+            layout=layout,
+            times=tuple(times),
+            parameters=check_parameters(func, params),
             step_size=step_size,
             rtol=_one_number("rtol", rtol, method),
             atol=_one_number("atol", atol, method),
             options_prefix=check_prefix(options_prefix),
             peers=peers,
             stats=stats,
+            dtype=flat.dtype,
+            device=flat.device,
         )
+        flat = flat.clone() if flat.is_inference() else flat
+        if problem.needs_gradient(flat):
+            y = Solve.apply(problem, 1, flat, *problem.parameters)
+        else:
+            y = problem.integrate(flat)
     return Solution(t, layout.unflatten(y), stats, "completed")
 
 

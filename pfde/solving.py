@@ -95,19 +95,8 @@ def fdeint(
     >>> y = pfde.fdeint(model, y0, torch.linspace(0, 1, 101), 0.7)
     >>> y[-1].square().mean().backward()
     """
-    return solve(
-        func,
-        y0,
-        t,
-        alpha,
-        method=method,
-        step_size=step_size,
-        gradient=gradient,
-        history=history,
-        params=params,
-        options=options,
-        options_prefix=options_prefix,
-        comm=comm,
+    return _solve_history(
+        func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm
     ).y
 
 
@@ -137,23 +126,42 @@ def solve(
     """
     ordinary = {"rtol": rtol, "atol": atol, "mass": mass}
     given = {name: value for name, value in ordinary.items() if value is not None}
-    if is_ordinary(method, given):
-        require_ordinary(alpha, history, method)
-        return solve_ode(
-            func,
-            y0,
-            t,
-            method=method,
-            step_size=step_size,
-            gradient=gradient,
-            params=params,
-            options=options,
-            options_prefix=options_prefix,
-            comm=comm,
-            **given,
+    peers = Peers(comm)
+    peers.same({"method": method, "which of rtol, atol and mass are given": sorted(given)})
+    if not peers.call(_is_for_odeint, alpha, method, history, given):
+        return _solve_history(
+            func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm
         )
-    for name in given:
-        raise ValueError(f"{name} does not apply to method {method!r}: leave it out, or use a method of pfde.odeint")
+    return solve_ode(
+        func,
+        y0,
+        t,
+        method=method,
+        step_size=step_size,
+        gradient=gradient,
+        params=params,
+        options=options,
+        options_prefix=options_prefix,
+        comm=comm,
+        **given,
+    )
+
+
+def _solve_history(
+    func: Callable[[Tensor, Any], Any],
+    y0: Any,
+    t: Tensor,
+    alpha: float | Tensor,
+    method: str,
+    step_size: float | None,
+    gradient: Any,
+    history: Exact | Bounded | None,
+    params: Sequence[Tensor] | None,
+    options: Mapping[str, Any] | None,
+    options_prefix: str,
+    comm: Any | None,
+) -> Solution:
+    """A solve by a method with a history."""
     peers = Peers(comm)
 
     def prepare() -> tuple[Problem, Tensor, Tensor, Tensor | None, dict[str, Any]]:
@@ -228,6 +236,16 @@ def is_ordinary(method: Any, given: Mapping[str, Any] | None = None) -> bool:
     if not isinstance(method, str):
         return False
     return method.startswith("petsc:") or (method in ODE_METHODS and (method not in METHODS or bool(given)))
+
+
+def _is_for_odeint(alpha: Any, method: Any, history: Any, given: Mapping[str, Any]) -> bool:
+    """Whether `odeint` is to do it. Raises ValueError for arguments that do not go together."""
+    if is_ordinary(method, given):
+        require_ordinary(alpha, history, method)
+        return True
+    for name in given:
+        raise ValueError(f"{name} does not apply to method {method!r}: leave it out, or use a method of pfde.odeint")
+    return False
 
 
 def require_ordinary(alpha: Any, history: Any, method: str) -> None:

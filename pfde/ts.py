@@ -442,6 +442,6 @@ def _refuse_options(prefix: str) -> None:
     for name in _REFUSED:
         if options.hasName(name):
             raise ValueError(
-                f"PETSc option -{prefix}{name} does not apply here: the arguments of the solve say it (t, step_size, "
-                "method, rtol, atol); if it belongs to another TS of the program, give this solve an options_prefix"
+                f"PETSc option -{prefix}{name} does not apply here: t, step_size and method, or rtol and atol, say it; "
+                "if it belongs to another TS of the program, give this solve an options_prefix"
             )

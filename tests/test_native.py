@@ -13,7 +13,9 @@ from petsc4py import PETSc
 
 from pfde import ConvergenceError, NonFiniteError
 from pfde import native as module
-from pfde.native import native_solve, parse_native
+from pfde.autograd import Solve
+from pfde.native import NativeProblem
+from pfde.native_setting import _TYPES, parse_native
 from pfde.system.peers import Peers
 from pfde.system.torch_function import StateLayout
 
@@ -52,13 +54,12 @@ def new_stats():
 
 
 def solve(method, func, y0, parameters=(), times=TIMES, step_size=STEP, tolerance=1e-9, layout=LAYOUT, **kwargs):
-    return native_solve(
-        parse_native(method),
-        func,
-        layout,
-        y0,
-        times,
-        tuple(parameters),
+    problem = NativeProblem(
+        method=parse_native(method),
+        func=func,
+        layout=layout,
+        times=tuple(times),
+        parameters=tuple(parameters),
         **{
             "step_size": step_size,
             "rtol": tolerance,
@@ -66,9 +67,12 @@ def solve(method, func, y0, parameters=(), times=TIMES, step_size=STEP, toleranc
             "options_prefix": "",
             "peers": Peers(None),
             "stats": new_stats(),
+            "dtype": y0.dtype,
+            "device": y0.device,
         }
         | kwargs,
     )
+    return Solve.apply(problem, 1, y0, *parameters) if problem.needs_gradient(y0) else problem.integrate(y0)
 
 
 def loss(y):
@@ -495,10 +499,10 @@ def test_unknown_methods(name, match):
 
 def test_types_are_those_of_petsc():
     """Of each type that we name PETSc has the tableau, and it has an embedded pair exactly when we say so."""
-    assert set(module._TYPES["rk"]) == set(RK)
-    assert set(module._TYPES["arkimex"]) == set(ARKIMEX)
+    assert set(_TYPES["rk"]) == set(RK)
+    assert set(_TYPES["arkimex"]) == set(ARKIMEX)
     y0 = inputs()[0]
-    for family, names in module._TYPES.items():
+    for family, names in _TYPES.items():
         for name in names:
             method = parse_native(f"petsc:{family}:{name}")
             if not method.embedded:

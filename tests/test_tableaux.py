@@ -6,7 +6,7 @@ solution, in 50 digits, whose local errors show the orders of y_{n+1}, of the em
 """
 
 import gc
-import importlib.util
+import importlib
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from mpmath import mpf
 
-from pfde.schemes import tableaux
+from pfde import schemes
 from pfde.schemes.rooted_trees import dense_residuals, elementary_weights, residuals, rooted_trees
-from pfde.schemes.tableaux import ADDITIVE, TABLEAUX, AdditiveTableau, additive_tableau, tableau
+from pfde.schemes.tableaux import ADDITIVE, TABLEAUX, AdditiveTableau, Tableau, additive_tableau, tableau
 
 EXPLICIT = [
     *("euler", "midpoint", "heun2", "ralston", "bosh3", "rk4", "rk4_classic"),
@@ -407,12 +407,13 @@ def test_unknown_names():
 
 
 def test_nothing_is_made_before_it_is_asked_for(monkeypatch):
-    """A fresh copy of the module: names cost nothing, and one tableau makes one."""
-    name = "pfde.schemes._tableaux_copy"
-    spec = importlib.util.spec_from_file_location(name, tableaux.__file__)
-    fresh = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, fresh)
-    spec.loader.exec_module(fresh)
+    """Fresh copies of the modules: names cost nothing, and one tableau makes one."""
+    for name in ("tableau", "explicit_tableaux", "implicit_tableaux", "tableaux"):
+        module = importlib.import_module(f"pfde.schemes.{name}")
+        monkeypatch.delattr(schemes, name)  # put back afterwards
+        monkeypatch.delitem(sys.modules, module.__name__)
+    fresh = importlib.import_module("pfde.schemes.tableaux")
+    assert fresh.Tableau is not Tableau
 
     def alive():
         return sum(

@@ -39,23 +39,23 @@ class RungeKutta(OneStep):
         self.name, self.order, self.embedded_order = tableau.name, tableau.order, tableau.embedded_order
         self.dense_order, self.stability, self.source = tableau.dense_order, tableau.stability, tableau.source
         s = tableau.stages
-        self._active = tableau.active
-        self._end = s - 1 if tableau.first_same_as_last else s  # the index of f(t1, y_{n+1}) among the slopes
+        self._end = tableau.active  # the index of f(t1, y_{n+1}) among the slopes, behind those that y_{n+1} needs
+        assert self._end == s - tableau.first_same_as_last, f"{self.name} has a stage for the error estimate alone"
         self.nodes = tableau.nodes if tableau.first_same_as_last else (*tableau.nodes, 1.0)
         self._a = [nonzero(row) for row in tableau.a]
         self._b = nonzero(tableau.weights)
         self._e = None if tableau.error is None else nonzero(tableau.error)
         self._columns = [[(j, tableau.a[j][i]) for j in range(i + 1, self._end) if tableau.a[j][i]] for i in range(s)]
         self._dense = tableau.dense
-        self.silent = tuple(i for i in range(self._active) if not tableau.weights[i])
+        self.silent = tuple(i for i in range(self._end) if not tableau.weights[i])
 
     @property
     def evaluations(self) -> int:
-        return self._active
+        return self._end
 
     @property
     def kept_stages(self) -> int:
-        return self._active - 1
+        return self._end - 1
 
     def reusable_slope(self, step: Step) -> Tensor | None:
         return step.slopes[self._end] if len(step.slopes) > self._end else None
@@ -74,7 +74,7 @@ class RungeKutta(OneStep):
         if keep:
             return self._step_graph(system, at, y)
         step = Step(y, [], [], [])
-        self._extend(step, system, at, y, self._active, first=first, rows=rows)
+        self._extend(step, system, at, y, self._end, first=first, rows=rows)
         return step._replace(y=combine(y, at.h, self._b, step.slopes, out))
 
     def _step_graph(self, system: System, at: Interval, y: Tensor, *, dense: bool = False) -> Step:
@@ -82,7 +82,9 @@ class RungeKutta(OneStep):
         with torch.enable_grad():
             graph, leaves, at = system.on_graph(at, y)
             step = Step(leaves[0], [], [], [])
-            self._extend(step, graph, at, leaves[0], self._active)
+            self._extend(step, graph, at, leaves[0], self._end)
+            turn = at.n % self._end  # one stage of every step in turn: a walk over all graphs costs 4 % of the time
+            system.require_reached(step.slopes[turn], step.states[turn], *leaves)
             y1 = combine(leaves[0], at.h, self._b, step.slopes)
             if dense:
                 self._extend(step._replace(y=y1), graph, at, leaves[0], self._end + 1)
@@ -145,19 +147,9 @@ class RungeKutta(OneStep):
             step = self._step_graph(system, at, y, dense=dense)
             return Sources(system.parts, at, self.nodes, [y1] * len(self.nodes), [], step.graph)
         else:  # the last slope is of no use to other stages
-            self._extend(step, system, at, y, self._active - 1)
-            step.states.append(combine(y, at.h, self._a[self._active - 1], step.slopes))
-        if dense:
-            self._complete_states(step, system, at, y)
-        return Sources(system.parts, at, self.nodes, step.states, step.kept)
-
-    def _complete_states(self, step: Step, system: System, at: Interval, y: Tensor) -> None:
-        """The states of the stages that only dense outputs need."""
-        for i in range(self._active, self._end):
-            for k in range(len(step.slopes), i):
-                step.slopes.append(system.evaluate(at.n, at.time(self.nodes[k]), step.states[k]))
-            step.states.append(combine(y, at.h, self._a[i], step.slopes))
-        step.states.append(step.y)
+            self._extend(step, system, at, y, self._end - 1)
+            step.states.append(combine(y, at.h, self._a[self._end - 1], step.slopes))
+        return Sources(system.parts, at, self.nodes, [*step.states, y1], step.kept)
 
     def adjoint(
         self,
@@ -214,7 +206,7 @@ class RungeKutta(OneStep):
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         assert sources.graph is None
         slopes: list[Tensor] = []
-        for i in range(self._active):
+        for i in range(self._end):
             state_dot = combine(y_dot, at.h, self._a[i], slopes)
             slopes.append(sources.take(i).jvp(state_dot, theta_dot))
         return combine(y_dot, at.h, self._b, slopes)

@@ -76,6 +76,9 @@ class System(Protocol):
     def on_graph(self, at: Any, y: Tensor) -> tuple[System, tuple[Tensor, ...], Any]:
         """The system on autograd's graph, the leaves y (and t, h where f's time counts), the step on them."""
 
+    def require_reached(self, out: Tensor, *inputs: Tensor) -> None:
+        """Raise ValueError where the graph from inputs to out has a leaf that no gradient will reach. Collective."""
+
     def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: Any) -> list[Tensor]:
         """The cotangents of such leaves from those of outputs, flat; the parameters' are added to theta_bar."""
 

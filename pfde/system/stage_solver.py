@@ -225,6 +225,10 @@ class Staged:
         """No graph where f is no torch function."""
         raise NotImplementedError
 
+    def require_reached(self, out: Tensor, *inputs: Tensor) -> None:
+        """No graph where f is no torch function."""
+        raise NotImplementedError
+
     def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: Any) -> list[Tensor]:
         """No graph where f is no torch function."""
         raise NotImplementedError

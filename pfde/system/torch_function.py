@@ -184,13 +184,25 @@ class TorchFunction:
         self.draws = draws
         self.differentiates_time = False
         self.reached = Reached(self.parameters)
+        self._last = torch.empty(0), 0
 
     def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) without a graph: the sweeps run with gradients disabled."""
         assert not torch.is_grad_enabled()
         if self.layout.plain:
-            return self.peers.call(self._checked_value, n, t, y.view(self.layout.shapes[0])).detach().reshape(-1)
+            return self.peers.call(self._fresh, n, t, y.view(self.layout.shapes[0])).detach().reshape(-1)
         return self.peers.call(self._checked, n, t, y).detach()
+
+    def _fresh(self, n: int, t: float, y: Tensor) -> Tensor:
+        """f on a state in the user's shape, for a plain layout, in memory that no later call of func writes to."""
+        value = self._checked_value(n, t, y)
+        last, version = self._last
+        if last._version != version and self._grid is None:  # the stages of a step are all in use
+            raise RuntimeError(
+                f"func at t={t:.6g} wrote to what it had returned before: return a new tensor each time, without out="
+            )
+        self._last = value, value._version
+        return value
 
     def linearise(self, n: int, t: float, y: Tensor) -> TorchLinearisation:
         """f(t, y) with its graph. y must not be overwritten while the linearisation is in use."""
@@ -212,8 +224,6 @@ class TorchFunction:
     def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: ParameterBar) -> list[Tensor]:
         """The cotangents of leaves of a graph from those of its outputs, flat; the parameters' go to theta_bar."""
         used = {x: bar.view(x.shape) for x, bar in outputs.items() if x.requires_grad}
-        for x in used:
-            self.reached.require(x, *leaves)
         inputs = (*leaves, *self.parameters)
         found = torch.autograd.grad(tuple(used), inputs, tuple(used.values()), allow_unused=True)
         theta_bar.add(found[len(leaves) :])
@@ -335,8 +345,8 @@ class TorchLinearisation:
 class Reached:
     """What a gradient reaches: the parameters; a leaf that it does not reach would silently get none.
 
-    Asked for every product with the parameters, because func may take another branch at another time: a walk over the
-    graph, 10 us for a small network, a few percent of the product.
+    Asked for every product with the parameters (for one stage in turn where a step is one product), because func may
+    take another branch at another time: a walk over the graph, 10 to 20 us for a small network.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:

@@ -85,6 +85,10 @@ class TorchSystem(Staged):
         where = f"between t={t:.6g} and t={t1:.6g}, step {n}"
         self.function.peers.agree(None if all(map(all_finite, values)) else non_finite(where))
 
+    def require_reached(self, out: Tensor, *inputs: Tensor) -> None:
+        """Raise ValueError where the graph from inputs to out has a leaf that no gradient will reach. Collective."""
+        self.function.peers.call(self.function.reached.require, out, *inputs)
+
     def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: ParameterBar) -> list[Tensor]:
         """The cotangents of such leaves from those of outputs, flat; the parameters' are added to theta_bar."""
         return self.function.peers.call(self.function.pull, outputs, leaves, theta_bar)

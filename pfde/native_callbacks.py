@@ -1,0 +1,377 @@
+"""What PETSc calls back in a solve by one of its own integrators: f, its Jacobians and their products, and the clock.
+
+    f = explicit + implicit,   J = df/dy,   P = df/dtheta          in s = sign t, increasing, with sign f(sign s, y)
+
+The explicit part enters as RHSFunction, RHSJacobian J and RHSJacobianP P; the implicit part as IFunction y' - f,
+IJacobian sigma I - J and IJacobianP -P. The Mats are of type python: products with J and P and with their transposes.
+
+NOTE 1. No callback knows of another. Each makes the linearisation at the (t, u) that it is given and leaves it in the
+Mat that it is given; a product uses what is in that Mat and the vector that it is given, nothing else. A vector kept
+from one product for the next, to save a reverse pass, is another step's as soon as PETSc calls in another order.
+
+NOTE 2. A TSTrajectory in memory does not store the step with which a TSSolve ends: the adjoint expects to start there.
+Continuing a TS by a second TSSolve therefore loses a step. So one TSSolve does all segments: PreStep sets each step
+size, PostStep takes the outputs. A segment's share of the steps is given to TSAdjointSetSteps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from petsc4py import PETSc
+from torch import Tensor
+
+from .errors import ConvergenceError, NonFiniteError
+from .native_setting import NativeSetting, Stats
+from .system.base import Failure
+from .system.torch_function import Reached
+from .system.vectors import load, read, write
+
+
+class Counter:
+    """The counts of one run; `phase` says where an evaluation belongs."""
+
+    def __init__(self, stats: Stats, phase: str) -> None:
+        self._stats, self.phase = stats, phase
+
+    def add_evaluation(self) -> None:
+        """Count one call of func."""
+        name = f"nfe_{self.phase}"
+        setattr(self._stats, name, getattr(self._stats, name) + 1)
+
+    def add_linear(self, ksp: PETSc.KSP, _b: PETSc.Vec, _x: PETSc.Vec) -> None:
+        """Count the iterations of a linear solve that has ended."""
+        self._stats.linear_iterations += ksp.getIterationNumber()
+
+
+class Clock:
+    """The steps: PreStep sets the size of each, PostStep takes the outputs (NOTE 2).
+
+    Fixed steps start at s_k + i h exactly. Adaptive ones are the controller's, cut to hit each output: to what is
+    left, or, if two would go beyond it, to half of that; what the controller wanted before is tried again afterwards.
+    """
+
+    def __init__(self, setting: NativeSetting, failure: Failure) -> None:
+        self._s, self._sign, self._dtype, self._failure = setting.s, setting.sign, setting.dtype, failure
+        self.fixed = setting.fixed
+        self.outputs: list[Tensor] = []
+        self.counts: list[int] = []  # steps in each interval
+        self.sizes: list[float] = []
+        self.slack = 8 * math.ulp(max(abs(s) for s in setting.s))
+        self._k = self._i = 0  # the interval, and the steps that are done in it
+        self._start = self._size = self._wanted = 0.0
+        if self.fixed:
+            spans = [b - a for a, b in zip(setting.s, setting.s[1:], strict=False)]
+            self.counts = [1 if setting.step_size is None else max(1, round(w / setting.step_size)) for w in spans]
+            self.sizes = [w / count for w, count in zip(spans, self.counts, strict=True)]
+
+    def pre_step(self, ts: PETSc.TS) -> None:
+        """PETSc's PreStep."""
+        if self._failure.guard(self._prepare, ts) is None:
+            ts.setConvergedReason(_FAILED)
+
+    def post_step(self, ts: PETSc.TS) -> None:
+        """PETSc's PostStep; called after a failed step too."""
+        if ts.getConvergedReason() >= 0 and self._failure.guard(self._take, ts) is None:
+            ts.setConvergedReason(_FAILED)
+
+    def _prepare(self, ts: PETSc.TS) -> bool:
+        k, i = self._k, self._i
+        if k == len(self._s) - 1:
+            return True
+        if self.fixed:
+            self._start, self._size = self._s[k] + i * self.sizes[k], self.sizes[k]
+        else:
+            self._start = self._s[k] if i == 0 else ts.getTime()
+            wanted, left = max(ts.getTimeStep(), self._wanted), self._s[k + 1] - self._start
+            if wanted < self.slack:
+                raise ConvergenceError(
+                    f"the step size fell to {wanted:.3g} at t={self._sign * self._start:.6g}: loosen rtol and atol, "
+                    "use an implicit method for stiff problems, or check func for a singularity"
+                )
+            self._size = left if 1.01 * wanted >= left else min(wanted, left / 2)
+            self._wanted = wanted if self._size < wanted else 0.0
+        ts.setTime(self._start)
+        ts.setTimeStep(self._size)
+        return True
+
+    def _take(self, ts: PETSc.TS) -> bool:
+        t = ts.getTime()
+        cut = t - self._start < 0.999 * self._size
+        self._i += 1
+        if self.fixed:
+            if cut:
+                raise ConvergenceError(
+                    f"PETSc cut the step at t={self._sign * self._start:.6g} from {self._size:.6g} to "
+                    f"{t - self._start:.6g}: with fixed steps reduce step_size, and leave ts_max_snes_failures alone"
+                )
+            ended = self._i == self.counts[self._k]
+        else:
+            if cut:  # the controller has rejected it: what it wanted before is too large
+                self._wanted = 0.0
+            ended = t >= self._s[self._k + 1] - self.slack
+        if ended:
+            self.outputs.append(load(ts.getSolution(), self._dtype))
+            if not self.fixed:
+                self.counts.append(self._i)
+            self._k, self._i = self._k + 1, 0
+        return True
+
+
+_FAILED = PETSc.TS.ConvergedReason.DIVERGED_NONLINEAR_SOLVE  # ends a solve; the failure itself is raised instead
+
+
+class Functions:
+    """PETSc's callbacks (NOTE 1): f = explicit + implicit, either of which may be absent."""
+
+    def __init__(self, setting: NativeSetting, counter: Counter, failure: Failure) -> None:
+        func, self._failure, self._peers = setting.func, failure, setting.peers
+        self.explicit: _Part | None = None
+        self.implicit: _Part | None = None
+        if setting.method.family == "arkimex" and hasattr(func, "stiff") and hasattr(func, "nonstiff"):
+            self.explicit = _Part(setting, func.nonstiff, counter, "func.nonstiff")
+            self.implicit = _Part(setting, func.stiff, counter, "func.stiff")
+        elif setting.method.implicit:
+            self.implicit = _Part(setting, func, counter, "func")
+        else:
+            self.explicit = _Part(setting, func, counter, "func")
+
+    def rhs_function(self, ts: PETSc.TS, s: float, u: PETSc.Vec, g: PETSc.Vec) -> None:
+        """g = explicit(s, u)."""
+        if self.explicit is None:
+            g.set(0.0)
+            return
+        value = self._guard(ts, self.explicit.value, s, u)
+        if value is None:
+            g.set(math.nan)
+        else:
+            write(g, value)
+
+    def i_function(self, ts: PETSc.TS, s: float, u: PETSc.Vec, udot: PETSc.Vec, g: PETSc.Vec) -> None:
+        """g = udot - implicit(s, u)."""
+        assert self.implicit is not None
+        value = self._guard(ts, self.implicit.value, s, u)
+        if value is None:
+            g.set(math.nan)  # ends Newton's method
+        else:
+            write(g, read(udot) - value)
+
+    def rhs_jacobian(self, ts: PETSc.TS, s: float, u: PETSc.Vec, mat: PETSc.Mat, pmat: PETSc.Mat) -> None:
+        """J of the explicit part."""
+        self._fill(ts, self.explicit, s, u, pmat, 0.0, 1.0)
+        mat.assemble()
+
+    def i_jacobian(
+        self, ts: PETSc.TS, s: float, u: PETSc.Vec, _udot: PETSc.Vec, shift: float, mat: PETSc.Mat, pmat: PETSc.Mat
+    ) -> None:
+        """shift I - J of the implicit part."""
+        self._fill(ts, self.implicit, s, u, pmat, shift, -1.0)
+        mat.assemble()  # another one with -snes_mf_operator
+
+    def rhs_jacobian_p(self, ts: PETSc.TS, s: float, u: PETSc.Vec, mat: PETSc.Mat) -> None:
+        """P of the explicit part."""
+        self._fill(ts, self.explicit, s, u, mat, 0.0, 1.0)
+
+    def i_jacobian_p(
+        self, ts: PETSc.TS, s: float, u: PETSc.Vec, _udot: PETSc.Vec, _shift: float, mat: PETSc.Mat
+    ) -> None:
+        """-P of the implicit part."""
+        self._fill(ts, self.implicit, s, u, mat, 0.0, -1.0)
+
+    def _fill(
+        self, ts: PETSc.TS, part: _Part | None, s: float, u: PETSc.Vec, mat: PETSc.Mat, shift: float, factor: float
+    ) -> None:
+        products: Products = mat.getPythonContext()
+        products.at = None  # so that a failure leaves no other state's
+        if part is not None:
+            products.at = self._guard(ts, part.linearise, s, u)
+        products.shift, products.factor = shift, factor
+        mat.assemble()
+
+    def _guard(self, ts: PETSc.TS, function: Callable[[float, Tensor], Any], s: float, u: PETSc.Vec) -> Any:
+        result = self._failure.guard(self._call, function, s, u)
+        if result is None:
+            ts.setConvergedReason(_FAILED)
+        return result
+
+    def _call(self, function: Callable[[float, Tensor], Any], s: float, u: PETSc.Vec) -> Any:
+        return self._peers.call(function, s, load(u, torch.float64))
+
+
+class _Part:
+    """func(t, y), or a part of it, on flat states in s = sign t: sign func(sign s, y), counted and checked."""
+
+    def __init__(self, setting: NativeSetting, func: Callable[[Tensor, Any], Any], counter: Counter, name: str) -> None:
+        self._func, self._layout, self._counter, self._name = func, setting.layout, counter, name
+        self._sign, self._dtype, self._device = setting.sign, setting.dtype, setting.device
+        self._parameters = setting.parameters
+
+    def value(self, s: float, u: Tensor) -> Tensor:
+        """f without a graph. Raises NonFiniteError."""
+        with torch.no_grad():
+            return self._sign * self._evaluate(s, u.to(self._dtype))
+
+    def linearise(self, s: float, u: Tensor) -> _Linear:
+        """f's graph at (s, u)."""
+        with torch.enable_grad():
+            y = u.to(self._dtype).requires_grad_()
+            return _Linear(y, self._sign * self._evaluate(s, y), self._parameters)
+
+    def _evaluate(self, s: float, y: Tensor) -> Tensor:
+        self._counter.add_evaluation()
+        t, version = self._sign * s, y._version
+        time = torch.tensor(t, dtype=self._dtype, device=self._device)
+        value = self._layout.flatten(self._func(time, self._layout.unflatten(y)), self._dtype, self._name)
+        if y._version != version:
+            raise RuntimeError(
+                f"{self._name} changed y in place at t={t:.6g}: write y = y + ... instead of y += ... in it"
+            )
+        # A finite sum has finite terms, an infinite one may merely have overflowed.
+        if not math.isfinite(value.detach().sum().item()) and not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"{self._name} returned NaN or inf at t={t:.6g}: reduce step_size, use an implicit method for stiff "
+                "problems, or check func and its parameters"
+            )
+        return value
+
+
+class _Linear:
+    """f at one (s, y) with the graph of its evaluation: the products of J = df/dy and P = df/dtheta."""
+
+    def __init__(self, y: Tensor, out: Tensor, parameters: tuple[Tensor, ...]) -> None:
+        self._y, self._out, self._parameters = y, out, parameters
+        self._dual: tuple[Tensor, Tensor | None] | None = None  # w and J^T w as a function of it
+        self._reached = not out.requires_grad  # whether all leaves of the graph are known to be inputs
+
+    def state_vjp(self, v: Tensor) -> Tensor:
+        """J^T v."""
+        (bar,) = self._vjp((self._y,), v)
+        return torch.zeros_like(v) if bar is None else bar
+
+    def parameter_vjp(self, v: Tensor) -> Tensor:
+        """P^T v, all parameters in one vector of doubles."""
+        bars = self._vjp(self._parameters, v)
+        pairs = zip(bars, self._parameters, strict=True)
+        return _pack([torch.zeros_like(p) if bar is None else bar for bar, p in pairs], v)
+
+    def state_jvp(self, v: Tensor) -> Tensor:
+        """J v: the derivative of w -> J^T w along v, which does not depend on w."""
+        if self._dual is None:
+            w, (bar,) = self._transpose((self._y,))
+            self._dual = w, bar
+        w, bar = self._dual
+        return _along(w, [bar], [v])
+
+    def parameter_jvp(self, theta_dot: Tensor) -> Tensor:
+        """P theta_dot, for all parameters in one vector."""
+        parts = torch.split(theta_dot, [real(p).numel() for p in self._parameters])
+        w, bars = self._transpose(self._parameters)
+        return _along(w, bars, [unreal(part, p) for part, p in zip(parts, self._parameters, strict=True)])
+
+    def _vjp(self, inputs: tuple[Tensor, ...], v: Tensor) -> Sequence[Tensor | None]:
+        if not self._reached:
+            Reached(self._parameters).require(self._out, self._y)
+            self._reached = True
+        if not inputs or not self._out.requires_grad:
+            return [None] * len(inputs)
+        return torch.autograd.grad(self._out, inputs, v, retain_graph=True, allow_unused=True)
+
+    def _transpose(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor | None]]:
+        with torch.enable_grad():
+            w = torch.zeros_like(self._out, requires_grad=True)
+            if not inputs or not self._out.requires_grad:
+                return w, [None] * len(inputs)
+            return w, torch.autograd.grad(self._out, inputs, w, create_graph=True, allow_unused=True)
+
+
+def _along(w: Tensor, bars: Sequence[Tensor | None], tangents: Sequence[Tensor]) -> Tensor:
+    """The derivative of w -> sum_i <bar_i(w), tangent_i>."""
+    pairs = [(b, dot) for b, dot in zip(bars, tangents, strict=True) if b is not None and b.requires_grad]
+    if not pairs:
+        return torch.zeros_like(w, requires_grad=False)
+    outputs, dots = zip(*pairs, strict=True)
+    (out,) = torch.autograd.grad(outputs, w, dots, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(w, requires_grad=False) if out is None else out
+
+
+def real(p: Tensor) -> Tensor:
+    """The real numbers of a tensor."""
+    return torch.view_as_real(p.detach().resolve_conj()) if p.is_complex() else p
+
+
+def unreal(flat: Tensor, like: Tensor) -> Tensor:
+    """The tensor like `like` of these real numbers."""
+    if like.is_complex():
+        part = flat.to(like.device, like.real.dtype).reshape(*like.shape, 2)
+        return torch.view_as_complex(part.contiguous())
+    return flat.to(like.device, like.dtype).reshape(like.shape)
+
+
+def _pack(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """All real numbers of the tensors in one vector of doubles, on the device of `like`."""
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64, device=like.device)
+    return torch.cat([real(x).reshape(-1).to(like.device, torch.float64) for x in tensors])
+
+
+class Products:
+    """A = shift I + factor D, D a derivative of f at `at`, zero for None: the context of a Mat of type python.
+
+    It holds nothing but what the callback of its Mat has put here last. It does not know its Mat: the Mat's hold on it
+    is in C, where no garbage collector would see the cycle.
+    """
+
+    def __init__(self, dtype: torch.dtype, failure: Failure) -> None:
+        self._dtype, self._failure = dtype, failure
+        self.at: _Linear | None = None
+        self.shift, self.factor = 0.0, 1.0
+
+    def mult(self, _mat: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """PETSc's MatMult."""
+        self._multiply(self._product, x, y)
+
+    def multTranspose(self, _mat: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """PETSc's MatMultTranspose."""
+        self._multiply(self._product_transpose, x, y)
+
+    def _product(self, v: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _product_transpose(self, v: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _multiply(self, product: Callable[[Tensor], Tensor], x: PETSc.Vec, y: PETSc.Vec) -> None:
+        value = self._failure.guard(product, read(x))
+        if value is None:
+            y.set(math.nan)  # ends a Krylov method
+        else:
+            write(y, value)
+
+
+class StateProducts(Products):
+    """shift I + factor J."""
+
+    def _product(self, v: Tensor) -> Tensor:
+        if self.at is None:
+            return self.shift * v
+        return self.shift * v + self.factor * self.at.state_jvp(v.to(self._dtype, copy=True))
+
+    def _product_transpose(self, v: Tensor) -> Tensor:
+        if self.at is None:
+            return self.shift * v
+        return self.shift * v + self.factor * self.at.state_vjp(v.to(self._dtype, copy=True))
+
+
+class ParameterProducts(Products):
+    """factor P."""
+
+    def _product(self, v: Tensor) -> Tensor:
+        assert self.at is not None
+        return self.factor * self.at.parameter_jvp(v)
+
+    def _product_transpose(self, v: Tensor) -> Tensor:
+        assert self.at is not None
+        return self.factor * self.at.parameter_vjp(v.to(self._dtype, copy=True))
