@@ -25,14 +25,12 @@ Hairer, Wanner II, IV.6 (doi:10.1007/978-3-642-05221-7); Kennedy, Carpenter 2003
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..system.base import Linearisation, System
-from .one_step import Interval, OneStep, Sources, Step, StepBars, accumulate, combine, inner, nonzero
-from .runge_kutta import polynomial
+from .one_step import Interval, OneStep, Sources, Step, StepBars, accumulate, combine, inner, nonzero, polynomial
 from .tableaux import AdditiveTableau, Tableau
 
 
@@ -88,13 +86,6 @@ class _Implicit(OneStep):
         weights = nonzero([polynomial(p, theta, derivative) for p in self._dense])
         return [(i + part, w) for part in range(0, self._slopes, self.tableau.stages) for i, w in weights]
 
-    def _error(self, at: Interval, slopes: Sequence[Tensor], weights: Sequence[tuple[int, float]]) -> Tensor:
-        total = None
-        for i, e in weights:
-            total = accumulate(total, at.h * e, slopes[i])
-        assert total is not None
-        return total
-
 
 class DiagonallyImplicit(_Implicit):
     """The method of a lower triangular tableau with y_{n+1} a combination of y_n and the stages."""
@@ -105,7 +96,7 @@ class DiagonallyImplicit(_Implicit):
         assert combination is not None
         self._d = [float(d) for d in combination]
         self._rest = 1.0 - sum(self._d)
-        self._e = None if tableau.error is None else nonzero(tableau.error)
+        self.error_weights = nonzero(tableau.error or ())
         first = self._diagonal[0] == 0.0
         # one implicit stage, the last one: y_{n+1} gives it
         self.determined = tableau.stages == 1 + first
@@ -151,10 +142,6 @@ class DiagonallyImplicit(_Implicit):
             for row, stage in zip(rows, step.states[-len(rows) :], strict=True):
                 row.copy_(stage)
         return step._replace(y=y1 if out is None else out.copy_(y1))
-
-    def error(self, at: Interval, step: Step) -> Tensor:
-        assert self._e is not None
-        return self._error(at, step.slopes, self._e)
 
     def adjoint(
         self,
@@ -234,9 +221,8 @@ class Additive(_Implicit):
         weights = [*tableau.implicit.weights, *explicit.weights]
         self._b, self._weights = nonzero(weights), weights
         self._columns += [[(j, explicit.a[j][i]) for j in range(i + 1, s) if explicit.a[j][i]] for i in range(s)]
-        self._e = None
         if tableau.implicit.error is not None and explicit.error is not None:
-            self._e = nonzero([*tableau.implicit.error, *explicit.error])
+            self.error_weights = nonzero([*tableau.implicit.error, *explicit.error])
 
     def reusable_slope(self, step: Step) -> Tensor | None:
         return None  # y_{n+1} is no stage
@@ -255,14 +241,13 @@ class Additive(_Implicit):
         s = self.tableau.stages
         stiff, nonstiff = system.parts
         states: list[Tensor] = []
-        slopes: dict[int, Tensor] = {}
+        slopes = [y] * (2 * s)  # each in its place as soon as it is known
         kept: dict[int, Linearisation] = {}
         state = y
         for i, a in enumerate(self._diagonal):
             t = at.time(self.nodes[i])
             if a:
-                weights = [(j, w) for j, w in self._both[i] if j in slopes]
-                r = combine(y, at.h, [(k, w) for k, (_, w) in enumerate(weights)], [slopes[j] for j, _ in weights])
+                r = combine(y, at.h, self._both[i], slopes)
                 state, kept[i] = stiff.solve(at.n, t, r, at.h * a, state)
                 slopes[i] = kept[i].value
             elif keep:
@@ -276,16 +261,11 @@ class Additive(_Implicit):
             else:
                 slopes[s + i] = nonstiff.evaluate(at.n, t, state)
             states.append(state)
-        ordered = [slopes[i] for i in range(2 * s)]
         if rows is not None:
             for row, stage in zip(rows, states[-len(rows) :], strict=True):
                 row.copy_(stage)
-        y1 = combine(y, at.h, self._b, ordered, out)
-        return Step(y1, states, ordered, [kept[i] for i in range(2 * s)] if keep else [])
-
-    def error(self, at: Interval, step: Step) -> Tensor:
-        assert self._e is not None
-        return self._error(at, step.slopes, self._e)
+        y1 = combine(y, at.h, self._b, slopes, out)
+        return Step(y1, states, slopes, [kept[i] for i in range(2 * s)] if keep else [])
 
     def adjoint(
         self,

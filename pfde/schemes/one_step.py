@@ -140,6 +140,7 @@ class OneStep(ABC):
     dense_order : of the dense output
     nodes : c
     determined : whether y_n and y_{n+1} determine the stages, so that the transpose need not compute them again
+    error_weights : e_i, pairs of slope index and weight, those that are not zero
     silent : the slopes that y_{n+1} has no part of, so that it may be finite where they are not
     """
 
@@ -147,6 +148,7 @@ class OneStep(ABC):
     split: ClassVar[bool] = False
     determined: bool = False
     silent: tuple[int, ...] = ()
+    error_weights: Sequence[tuple[int, float]] = ()
     name: str
     order: int
     embedded_order: int | None
@@ -197,9 +199,13 @@ class OneStep(ABC):
     def complete(self, system: System, at: Interval, step: Step, *, dense: bool, keep: bool = False) -> Step:
         """The step with all slopes that the error estimate, or the dense output, needs."""
 
-    @abstractmethod
     def error(self, at: Interval, step: Step) -> Tensor:
         """h sum_i e_i K_i of a completed step."""
+        total: Tensor | None = None
+        for i, e in self.error_weights:
+            total = accumulate(total, at.h * e, step.slopes[i])
+        assert total is not None
+        return total
 
     @abstractmethod
     def stages(
@@ -275,3 +281,10 @@ def inner(x: Tensor, y: Tensor) -> float:
 def nonzero(weights: Sequence[float]) -> list[tuple[int, float]]:
     """(index, weight) of the weights that are not zero."""
     return [(i, w) for i, w in enumerate(weights) if w]
+
+
+def polynomial(p: Sequence[float], theta: float, derivative: int) -> float:
+    """sum_k p_k theta^(k+1), or its derivative."""
+    if derivative:
+        return sum((k + 1) * x * theta**k for k, x in enumerate(p))
+    return sum(x * theta ** (k + 1) for k, x in enumerate(p))

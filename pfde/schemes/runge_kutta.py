@@ -25,7 +25,19 @@ import torch
 from torch import Tensor
 
 from ..system.base import Linearisation, System
-from .one_step import Interval, OneStep, Sources, Step, StepBars, StepGraph, accumulate, combine, inner, nonzero
+from .one_step import (
+    Interval,
+    OneStep,
+    Sources,
+    Step,
+    StepBars,
+    StepGraph,
+    accumulate,
+    combine,
+    inner,
+    nonzero,
+    polynomial,
+)
 from .tableaux import Tableau
 
 
@@ -44,7 +56,7 @@ class RungeKutta(OneStep):
         self.nodes = tableau.nodes if tableau.first_same_as_last else (*tableau.nodes, 1.0)
         self._a = [nonzero(row) for row in tableau.a]
         self._b = nonzero(tableau.weights)
-        self._e = None if tableau.error is None else nonzero(tableau.error)
+        self.error_weights = nonzero(tableau.error or ())
         self._columns = [[(j, tableau.a[j][i]) for j in range(i + 1, self._end) if tableau.a[j][i]] for i in range(s)]
         self._dense = tableau.dense
         self.silent = tuple(i for i in range(self._end) if not tableau.weights[i])
@@ -129,14 +141,6 @@ class RungeKutta(OneStep):
         self._extend(step, system, at, step.states[0], count)
         return step
 
-    def error(self, at: Interval, step: Step) -> Tensor:
-        assert self._e is not None
-        total = None
-        for i, e in self._e:
-            total = accumulate(total, at.h * e, step.slopes[i])
-        assert total is not None
-        return total
-
     def stages(
         self, system: System, at: Interval, y: Tensor, y1: Tensor, *, dense: bool, graphs: bool, rows: Tensor | None
     ) -> Sources:
@@ -213,10 +217,3 @@ class RungeKutta(OneStep):
 
     def dense_weights(self, theta: float, derivative: int = 0) -> list[tuple[int, float]]:
         return nonzero([polynomial(p, theta, derivative) for p in self._dense])
-
-
-def polynomial(p: tuple[float, ...], theta: float, derivative: int) -> float:
-    """sum_k p_k theta^(k+1), or its derivative."""
-    if derivative:
-        return sum((k + 1) * x * theta**k for k, x in enumerate(p))
-    return sum(x * theta ** (k + 1) for k, x in enumerate(p))
