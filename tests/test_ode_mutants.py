@@ -75,9 +75,9 @@ MUTANTS = {
     ),
     "slope at the end linearised at y_n": Mutant(
         RungeKutta,
-        "_complete_states",
-        "step.states.append(step.y)",
-        "step.states.append(y)",
+        "stages",
+        "[*step.states, y1]",
+        "[*step.states, y]",
         ("dopri5", "dopri8"),
         "adaptive",
     ),
