@@ -13,7 +13,7 @@ WORKER = Path(__file__).parent / "mpi" / "ode_solves.py"
 pytestmark = [pytest.mark.mpi, needs_mpiexec]
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.smoke)])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_split_state_agrees_with_one_rank(ranks: int) -> None:
     """To 1e-13, with the same steps: the norm of the error is that of the whole state."""
     assert launch(ranks, WORKER, "agreement", limit=90.0).strip() == "as one"
