@@ -631,3 +631,23 @@ def test_the_same_holds_for_fixed_steps():
         torch.autograd.grad(y.sum(), y0)
         calls.append(counted.calls)
     assert calls == [2 * 256] * 2
+
+
+@pytest.mark.parametrize("method", ["tsit5", "dopri5", "dopri8"])
+def test_what_is_kept_does_not_change_adaptive_steps(method):
+    """With t on the graph too, where h is a tensor: the step taken is the one that a number h gives, to the bit."""
+    k, found = torch.tensor(1.3, dtype=torch.float64, requires_grad=True), []
+    for store in ("state", "stages", "graph"):
+        t = torch.tensor([0.0, 0.3, 0.8, 1.0], dtype=torch.float64, requires_grad=True)
+        solution = pfde.solve(
+            lambda t, y: -k * y * torch.cos(t) + 0.2 * y.roll(1),
+            torch.linspace(0.5, 1.0, 4, dtype=torch.float64),
+            t,
+            method=method,
+            rtol=1e-5,
+            atol=1e-7,
+            params=[k],
+            gradient=pfde.Discrete(store=store),
+        )
+        found.append((solution.y.detach(), solution.stats.steps))
+    assert all(torch.equal(y, found[0][0]) and steps == found[0][1] for y, steps in found)
