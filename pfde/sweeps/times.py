@@ -16,7 +16,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from ..schemes.one_step import Interval
@@ -114,7 +113,3 @@ class StepTimes:
         t, h = (x + (value - x.detach()) for x, value in ((t, at.t), (h, at.h)))
         t1 = t + h + (at.t1 - (t + h).detach())
         return Interval(n, cast(float, t), cast(float, h), cast(float, t1))
-
-    def tensor(self) -> Tensor:
-        """The known times, (known + 1,) float64."""
-        return torch.tensor([self.time(n) for n in range(self.known + 1)], dtype=torch.float64)
