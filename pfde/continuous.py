@@ -50,7 +50,7 @@ class ContinuousProblem:
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """The cotangents of (y0, t) and of the parameters, by integration backwards. Collective."""
         problem, y = self.problem, run
-        problem.refuse_early_end(problem.found["limit"])
+        problem.refuse_early_end()
         times, parameters = problem.times, problem.parameters
         (function, *_) = (problem.make_function(problem.func, y[0], None, None),)
         adjoint = _Adjoint(function)

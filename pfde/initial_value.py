@@ -133,10 +133,12 @@ def look(problem: P, function: TorchFunction, y0: Tensor, t0: float) -> P:
     With gradients enabled, raises ValueError when its graph reaches a tensor that requires grad and is no parameter of
     the problem: that tensor's gradient would silently be None.
     """
-    return replace(problem, draws=True) if problem.peers.call(_draws, problem, function, y0, t0) else problem
+    draws = problem.peers.call(draws_numbers, problem.stats, function, y0, t0)
+    return replace(problem, draws=True) if draws else problem
 
 
-def _draws(problem: InitialValueProblem, function: TorchFunction, y0: Tensor, t0: float) -> bool:
+def draws_numbers(stats: Stats, function: TorchFunction, y0: Tensor, t0: float) -> bool:
+    """Whether func draws random numbers, from one evaluation at t0; raises what `look` does."""
     y = y0.detach()
     if torch.is_grad_enabled():
         y.requires_grad_()
@@ -144,7 +146,7 @@ def _draws(problem: InitialValueProblem, function: TorchFunction, y0: Tensor, t0
     with preserved(y0.device):  # the numbers are drawn again later
         value = function.on_graph(0, t0, y)
         drew = not all(map(torch.equal, before, generator_states(y0.device)))
-    problem.stats.nfe_forward += 1
+    stats.nfe_forward += 1
     if torch.is_grad_enabled():
         function.reached.require(value, y)
     return drew

@@ -26,7 +26,7 @@ from .continuous import ContinuousProblem
 from .errors import StepLimitError
 from .events import EventSearch
 from .gradients import Backprop, Continuous
-from .initial_value import Solution, Stats, look
+from .initial_value import Solution, Stats, draws_numbers, look
 from .native import NativeProblem
 from .native_setting import parse_native
 from .ordinary_arguments import (
@@ -42,7 +42,7 @@ from .ordinary_arguments import (
 )
 from .ordinary_problem import OrdinaryProblem
 from .system.peers import Peers
-from .system.torch_function import describe
+from .system.torch_function import TorchFunction, describe
 
 Func = Callable[[Tensor, Any], Any]
 
@@ -248,20 +248,17 @@ def _native(
     peers: Peers,
 ) -> Solution:
     """One of PETSc's own integrators."""
-    check_surroundings()
-    native = parse_native(method)
-    layout, flat = check_state(y0)
-    times = check_monotone(t)
-    if isinstance(t, Tensor) and t.requires_grad:
-        raise ValueError(f"t requires a gradient, which method {method!r} does not have: pass t.detach()")
-    if step_size is not None:
-        check_pieces(times, step_size, check_ode_method(None))
-    stats, grad = Stats(method), torch.is_grad_enabled()
-    with (
-        ts.solver_options(check_options(options), options_prefix, peers),
-        torch.inference_mode(False),
-        torch.set_grad_enabled(grad),
-    ):
+
+    def prepare() -> tuple[NativeProblem, Tensor]:
+        check_surroundings()
+        native = parse_native(method)
+        layout, flat = check_state(y0)
+        times = check_monotone(t)
+        if isinstance(t, Tensor) and t.requires_grad:
+            raise ValueError(f"t requires a gradient, which method {method!r} does not have: pass t.detach()")
+        if step_size is not None:
+            check_pieces(times, step_size, check_ode_method(None))
+        flat = flat.clone() if flat.is_inference() else flat
         problem = NativeProblem(
             method=native,
             func=func,
@@ -277,9 +274,25 @@ def _native(
             dtype=flat.dtype,
             device=flat.device,
         )
-        flat = flat.clone() if flat.is_inference() else flat
+        return problem, flat
+
+    stats, grad, extra = Stats(method), torch.is_grad_enabled(), peers.call(check_options, options)
+    with (
+        ts.solver_options(extra, options_prefix, peers),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(grad),
+    ):
+        problem, flat = peers.call(prepare)
+        layout, parameters = problem.layout, problem.parameters
+        function = TorchFunction(func, layout, parameters, flat.dtype, flat.device, None, peers)
+        draws = peers.call(draws_numbers, stats, function, flat, problem.times[0])
+        if peers.largest(int(draws)):
+            raise ValueError(
+                f"func draws random numbers, which method {method!r} would draw anew at each of PETSc's calls: use a "
+                "method of pfde's own, or draw the numbers outside func"
+            )
         if problem.needs_gradient(flat):
-            y = Solve.apply(problem, 1, flat, *problem.parameters)
+            y = Solve.apply(problem, 1, flat, *parameters)
         else:
             y = problem.integrate(flat)
     return Solution(t, layout.unflatten(y), stats, "completed")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import ts
-from .errors import PfdeError, StepLimitError
+from .errors import PfdeError
 from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .initial_value import InitialValueProblem
 from .problem import random_error
@@ -78,7 +78,6 @@ class Run(NamedTuple):
     record: StepRecord
     system: TorchSystem
     outputs: Outputs
-    limit: StepLimitError | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,6 +92,7 @@ class OrdinaryProblem(InitialValueProblem):
     mass : M, None for the identity
     stop_at_limit : whether too many or too small steps end the solve, instead of being an error
     watch, open_end : see `StepSweep.watch`, `StepTimes`; for events
+    found : what the forward pass tells beside y: "limit", the StepLimitError that ended it early, or None
     """
 
     scheme: OneStep
@@ -116,13 +116,14 @@ class OrdinaryProblem(InitialValueProblem):
             return Online(plan.snapshots, on_disk=plan.on_disk, directory=plan.directory, leaf=plan.leaf)
         return plan
 
-    def functions(self, y0: Tensor) -> tuple[TorchFunction, TorchFunction | None]:
-        """f, and for a split method its stiff and its nonstiff part."""
+    def functions(self, y0: Tensor) -> list[TorchFunction]:
+        """f; for a split method its stiff and its nonstiff part."""
         draws = Draws(y0.device) if self.draws else None
-        if not self.scheme.split:
-            return self.make_function(self.func, y0, None, draws), None
-        assert isinstance(self.func, Split)
-        return tuple(self.make_function(f, y0, None, draws) for f in (self.func.stiff, self.func.nonstiff))  # type: ignore
+        parts = [self.func]
+        if self.scheme.split:
+            assert isinstance(self.func, Split)
+            parts = [self.func.stiff, self.func.nonstiff]
+        return [self.make_function(f, y0, None, draws) for f in parts]
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 
@@ -141,8 +142,7 @@ class OrdinaryProblem(InitialValueProblem):
         keep : for the backward pass; None keeps nothing
         times : whether the cotangents of the times will be wanted
         """
-        functions = [f for f in self.functions(y0) if f is not None]
-        adaptive = self.pieces is None
+        functions, adaptive = self.functions(y0), self.pieces is None
         for f in functions:
             f.differentiates_time = times
             # NaN in a step that is tried rejects it; an explicit step is looked at as a whole
@@ -181,7 +181,7 @@ class OrdinaryProblem(InitialValueProblem):
         self.found["limit"] = sweeps[0].limit
         y = outputs.y if outputs.reached == len(outputs.y) else outputs.y[: outputs.reached].clone()
         outputs.y = y0.new_empty(0)  # given away: it is to carry the graph, which holds this run
-        return y, Run(run, record, system, outputs, sweeps[0].limit)
+        return y, Run(run, record, system, outputs)
 
     def _output_steps(self) -> list[int] | None:
         """The step numbers of the outputs; None where they are found on the way."""
@@ -200,7 +200,7 @@ class OrdinaryProblem(InitialValueProblem):
 
     def bare_system(self, y0: Tensor) -> TorchSystem:
         """f's parts with a solver of their own, outside any TS. Collective."""
-        functions = [f for f in self.functions(y0) if f is not None]
+        functions = self.functions(y0)
         make, implicit = partial(self._system, functions), self.scheme.implicit
         return ts.bare_system(functions[0], make, implicit=implicit, options_prefix=self.options_prefix)
 
@@ -228,8 +228,8 @@ class OrdinaryProblem(InitialValueProblem):
         y = backprop_steps(self.scheme, times, outputs, graph, y0, anchors)
         self.stats.nfe_forward += system.evaluations
         self.count_iterations(system)
-        if (limit := self.found.get("limit")) is not None:
-            y.register_hook(lambda _: self.refuse_early_end(limit))
+        if self.found.get("limit") is not None:
+            y.register_hook(lambda _: self.refuse_early_end())
         return y
 
     # -- the backward pass ---------------------------------------------------------------------------------------
@@ -238,40 +238,36 @@ class OrdinaryProblem(InitialValueProblem):
         self, run: Run, y_bar: Tensor, needed: Sequence[bool]
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """The cotangents of (y0, t), as far as `needed`, and of the parameters. Collective."""
-        self.refuse_early_end(run.limit)
+        self.refuse_early_end()
         run.system.silence()  # the TS is gone, and with it the callbacks of the SNES, which may solve stages again
         system, stats = run.system, self.stats
-        functions = [cast(TorchSystem, part).function for part in system.parts]
-        for f in functions:
-            f.evaluations = 0
+        before = system.evaluations
         with preserved(y_bar.device) if self.draws else nullcontext():
             sweep, record = run.sweep, run.record
             if sweep.trajectory.spent:
                 sweep, record = self._again(run)
-                stats.nfe_recompute += system.evaluations
-                for f in functions:
-                    f.evaluations = 0
+                stats.nfe_recompute += system.evaluations - before
+                before = system.evaluations
             theta_bar: ParameterBar = system.parameter_cotangent()
             adjoint = StepAdjointSweep(
                 record, cast(System, system), run.outputs, y_bar, theta_bar, times=bool(needed[1])
             )
             y0_bar = sweep.reverse(adjoint)
         stats.nfe_recompute += sweep.recomputed
-        stats.nfe_backward += system.evaluations - sweep.recomputed
+        stats.nfe_backward += system.evaluations - before - sweep.recomputed
         self.count_snapshots(sweep.snapshots)
         self.count_iterations(system)
         t_bar = torch.tensor(adjoint.t_bar, dtype=torch.float64) if needed[1] else None
         return [y0_bar, t_bar], theta_bar.bars
 
-    def refuse_early_end(self, limit: StepLimitError | None) -> None:
+    def refuse_early_end(self) -> None:
         """Raise PfdeError where the forward pass did not come to its end."""
-        if limit is not None:
+        if (limit := self.found.get("limit")) is not None:
             raise PfdeError(f"the forward pass ended early, so it has no gradient: {limit}; detach what it returned")
 
     def _again(self, run: Run) -> tuple[CheckpointedSweep, StepRecord]:
         """Do a spent run anew: the same steps without a TS, so without monitors and hooks."""
         system = cast(System, run.system)
-        system.silence()
         system.restore_generators(0, run.sweep.generators)
         spent = run.record
         record = StepRecord(self.scheme, spent.times, spent.y0, spent.keep)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from petsc4py import PETSc
 
+import pfde
 from pfde import ConvergenceError, NonFiniteError
 from pfde import native as module
 from pfde.autograd import Solve
@@ -608,3 +609,11 @@ def test_options_reach_the_solvers():
     finally:
         options.delValue("loose_snes_rtol")
     assert stats.newton_iterations < default.newton_iterations
+
+
+def test_a_function_that_draws_random_numbers_is_refused():
+    """PETSc's callbacks evaluate it afresh for the adjoint: the gradient would be that of other numbers."""
+    drop, y0 = torch.nn.Dropout(0.5), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    with pytest.raises(ValueError, match="func draws random numbers, which method 'petsc:rk:4'"):
+        pfde.odeint(lambda t, y: -drop(y), y0, times, method="petsc:rk:4", step_size=0.5)

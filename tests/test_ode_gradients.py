@@ -651,3 +651,24 @@ def test_what_is_kept_does_not_change_adaptive_steps(method):
         )
         found.append((solution.y.detach(), solution.stats.steps))
     assert all(torch.equal(y, found[0][0]) and steps == found[0][1] for y, steps in found)
+
+
+@pytest.mark.parametrize("gradient", [*GRADIENTS.values()], ids=[*GRADIENTS])
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "cn", "sdirk4", "ark3"])
+def test_f_may_be_a_constant_at_some_times(method, gradient):
+    """There it has no graph at all: its share of t's gradient is zero, and not that of the product before."""
+    k = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+
+    def f(t, y):
+        return -k * y * torch.cos(t) if t >= 0.45 else torch.full_like(y, 0.7)
+
+    func = pfde.Split(f, f) if method == "ark3" else f
+
+    def bars(how):
+        t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)
+        y0 = torch.linspace(0.5, 1.0, 3, dtype=torch.float64)
+        y = pfde.odeint(func, y0, t, method=method, step_size=0.1, params=[k], gradient=how)
+        return torch.autograd.grad(y[-1].square().sum(), (t, k))
+
+    for bar, reference in zip(bars(gradient), bars(pfde.Backprop()), strict=True):
+        assert (bar - reference).norm() <= 1e-12 * reference.norm()

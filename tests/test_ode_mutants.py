@@ -16,6 +16,7 @@ from test_ode_gradients import GRADIENTS, LOOSE, MASSES, Algebraic, Grid, by_ora
 
 import pfde
 from pfde.schemes.diagonally_implicit import Additive, DiagonallyImplicit
+from pfde.schemes.one_step import TimeBars
 from pfde.schemes.runge_kutta import RungeKutta
 from pfde.sweeps.steps_adjoint import StepAdjointSweep
 from pfde.sweeps.times import StepTimes
@@ -58,11 +59,11 @@ MUTANTS = {
     "first stage dropped": Mutant(
         RungeKutta, "adjoint", "range(self._end - 1, -1, -1)", "range(self._end - 1, 0, -1)", ("euler", "rk4")
     ),
-    "c_i missing": Mutant(RungeKutta, "adjoint", "self.nodes[i] * theta_bar.time", "theta_bar.time", STAGES),
-    "slope dropped from h_bar": Mutant(RungeKutta, "adjoint", "h_bar += inner(v, f.value) / h", "pass", STAGES),
-    "h missing in h_bar": Mutant(RungeKutta, "adjoint", "inner(v, f.value) / h", "inner(v, f.value)", STAGES),
+    "c_i missing": Mutant(TimeBars, "add", "self._nodes[i] * self._theta_bar.time", "self._theta_bar.time", STAGES),
+    "slope dropped from h_bar": Mutant(TimeBars, "add", "inner(v, f.value) / self._at.h", "0.0", STAGES),
+    "h missing in h_bar": Mutant(TimeBars, "add", "inner(v, f.value) / self._at.h", "inner(v, f.value)", STAGES),
     "t_bar with the wrong sign": Mutant(
-        RungeKutta, "adjoint", "t_bar += theta_bar.time", "t_bar -= theta_bar.time", ("euler", "rk4")
+        TimeBars, "add", "self.t += self._theta_bar.time", "self.t -= self._theta_bar.time", ("euler", "rk4")
     ),
     "identity dropped": Mutant(RungeKutta, "adjoint", "lam + u_i if total", "u_i + 0 if total", ("euler", "rk4")),
     "slope at the end dropped": Mutant(
@@ -119,13 +120,13 @@ MUTANTS = {
         ("cn", "esdirk3"),
     ),
     "c_i missing from implicit stages": Mutant(
-        DiagonallyImplicit, "adjoint", "self.nodes[i] * theta_bar.time", "theta_bar.time", ("cn", *COUPLED)
+        TimeBars, "add", "self._nodes[i] * self._theta_bar.time", "self._theta_bar.time", ("cn", *COUPLED)
     ),
     "slope dropped from h_bar of implicit stages": Mutant(
-        DiagonallyImplicit,
-        "adjoint",
-        "inner(v, f.value) / h + self.nodes[i]",
-        "self.nodes[i]",
+        TimeBars,
+        "add",
+        "inner(v, f.value) / self._at.h + self._nodes[i]",
+        "self._nodes[i]",
         ("beuler", *COUPLED),
     ),
     "stage taken to be y_{n+1}": Mutant(
@@ -140,7 +141,7 @@ MUTANTS = {
     ),
     "implicit a for the explicit one": Mutant(Additive, "adjoint", "gather(s + i)", "gather(i)", ARK),
     "nonstiff part dropped from theta_bar": Mutant(Additive, "adjoint", "g.vjp(w, theta_bar)", "g.vjp(w)", ARK),
-    "nonstiff part dropped from the times": Mutant(Additive, "adjoint", "clock(i, w, g)", "pass", ARK),
+    "nonstiff part dropped from the times": Mutant(Additive, "adjoint", "bars.add(i, w, g)", "pass", ARK),
     "identity dropped from additive steps": Mutant(Additive, "adjoint", "lam.clone()", "lam * 0", ARK),
     "stiff stage solved without transposing": Mutant(Additive, "adjoint", "solve_transpose(", "solve_tangent(", ARK),
     # the sweep

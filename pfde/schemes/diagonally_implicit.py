@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor
 
 from ..system.base import Linearisation, System
-from .one_step import Interval, OneStep, Sources, Step, StepBars, accumulate, combine, inner, nonzero, polynomial
+from .one_step import Interval, OneStep, Sources, Step, StepBars, TimeBars, accumulate, combine, nonzero, polynomial
 from .tableaux import AdditiveTableau, Tableau
 
 
@@ -154,14 +154,12 @@ class DiagonallyImplicit(_Implicit):
         *,
         times: bool,
     ) -> StepBars:
-        h, h_bar, t_bar = at.h, 0.0, 0.0
+        h, bars = at.h, TimeBars(at, self.nodes, theta_bar, wanted=times)
         u: list[Tensor | None] = [None] * len(self._d)
         if (v := slope_bars.pop(len(self._d), None)) is not None:  # of the slope at the end, f(t1, y_{n+1})
             f = sources.take(len(self._d))
             lam = lam + f.vjp(v, theta_bar)
-            if times:
-                h_bar += inner(v, f.value) / h + theta_bar.time
-                t_bar += theta_bar.time
+            bars.add(len(self._d), v, f)
         total, below = lam * self._rest, None  # what reaches y_n directly, and through M y_n
         for i in range(len(self._d) - 1, -1, -1):
             v = slope_bars.get(i)
@@ -185,12 +183,10 @@ class DiagonallyImplicit(_Implicit):
             else:
                 assert v is not None
                 total.add_(f.vjp(v, theta_bar))
-            if times:
-                h_bar += inner(v, f.value) / h + self.nodes[i] * theta_bar.time
-                t_bar += theta_bar.time
+            bars.add(i, v, f)
         if below is not None:
             total.add_(system.mass_transpose(below))
-        return StepBars(total, h_bar, t_bar)
+        return StepBars(total, bars.h, bars.t)
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         slopes: list[Tensor] = []
@@ -278,7 +274,7 @@ class Additive(_Implicit):
         *,
         times: bool,
     ) -> StepBars:
-        s, h, h_bar, t_bar = self.tableau.stages, at.h, 0.0, 0.0
+        s, h, bars = self.tableau.stages, at.h, TimeBars(at, self.nodes, theta_bar, wanted=times)
         stiff, _ = system.parts
         u: list[Tensor | None] = [None] * s
         total = lam.clone()
@@ -292,18 +288,12 @@ class Additive(_Implicit):
                     v = accumulate(v, h * a, u_j)
             return v
 
-        def clock(i: int, v: Tensor, f: Linearisation) -> None:
-            nonlocal h_bar, t_bar
-            if times:
-                h_bar += inner(v, f.value) / h + self.nodes[i] * theta_bar.time
-                t_bar += theta_bar.time
-
         for i in range(s - 1, -1, -1):
             v, w, b, a = gather(i), gather(s + i), None, self._diagonal[i]
             if w is not None:
                 g = sources.take(s + i)
                 b = g.vjp(w, theta_bar)
-                clock(i, w, g)
+                bars.add(i, w, g)
             if v is None and (b is None or not a):
                 u[i] = b
             else:
@@ -317,11 +307,11 @@ class Additive(_Implicit):
                     v = accumulate(v, h * a, b)
                     f.vjp(v, theta_bar)
                 assert v is not None
-                clock(i, v, f)
+                bars.add(i, v, f)
                 u[i] = b
             if (u_i := u[i]) is not None:
                 total.add_(u_i)
-        return StepBars(total, h_bar, t_bar)
+        return StepBars(total, bars.h, bars.t)
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         s = self.tableau.stages

@@ -85,6 +85,25 @@ class StepBars(NamedTuple):
     t: float
 
 
+class TimeBars:
+    """The cotangents of a step's h and t, summed over the products of its transpose.
+
+        h_bar = sum_i <K_bar_i, K_i> / h + c_i t_bar_i,   t_bar = sum_i t_bar_i
+
+    with t_bar_i that of f's own t in the product, which the system leaves in theta_bar.
+    """
+
+    def __init__(self, at: Interval, nodes: Sequence[float], theta_bar: Any, *, wanted: bool) -> None:
+        self._at, self._nodes, self._theta_bar, self._wanted = at, nodes, theta_bar, wanted
+        self.h = self.t = 0.0
+
+    def add(self, i: int, v: Tensor, f: Linearisation) -> None:
+        """The share of stage i, whose product with K_bar_i = v has just been taken."""
+        if self._wanted:
+            self.h += inner(v, f.value) / self._at.h + self._nodes[i] * self._theta_bar.time
+            self.t += self._theta_bar.time
+
+
 class Sources:
     """The linearisations of a step's stages for its transpose, made when asked for, or kept.
 

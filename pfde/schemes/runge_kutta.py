@@ -32,6 +32,7 @@ from .one_step import (
     Step,
     StepBars,
     StepGraph,
+    TimeBars,
     accumulate,
     combine,
     inner,
@@ -166,33 +167,27 @@ class RungeKutta(OneStep):
         *,
         times: bool,
     ) -> StepBars:
-        h, h_bar, t_bar = at.h, 0.0, 0.0
-        graph = sources.graph
+        h, graph, bars = at.h, sources.graph, TimeBars(at, self.nodes, theta_bar, wanted=times)
         u: list[Tensor | None] = [None] * (self._end + 1)
 
         def pull(i: int, v: Tensor) -> Tensor:
-            nonlocal h_bar, t_bar
             f: Linearisation = sources.take(i)
-            if times:
-                h_bar += inner(v, f.value) / h
             product = f.vjp(v, theta_bar)
-            if times:
-                t_bar += theta_bar.time
-                h_bar += self.nodes[i] * theta_bar.time
+            bars.add(i, v, f)
             return product
 
         if self._end in slope_bars and (graph is None or len(graph.slopes) <= self._end):
             lam = lam + pull(self._end, slope_bars.pop(self._end))
         if graph is not None:
             if times:
-                h_bar += sum(inner(v, graph.slopes[i].detach().reshape(-1)) for i, v in slope_bars.items()) / h
+                bars.h += sum(inner(v, graph.slopes[i].detach().reshape(-1)) for i, v in slope_bars.items()) / h
             if sources.remember:
                 sources.values |= {i: graph.slopes[i].detach().reshape(-1) for i in slope_bars}
             outputs = {graph.y: lam} | {graph.slopes[i]: v for i, v in slope_bars.items()}
             y_bar, *clock = system.pull(outputs, graph.leaves, theta_bar)
             if times:
-                t_bar, h_bar = t_bar + float(clock[0]), h_bar + float(clock[1])
-            return StepBars(y_bar, h_bar, t_bar)
+                bars.t, bars.h = bars.t + float(clock[0]), bars.h + float(clock[1])
+            return StepBars(y_bar, bars.h, bars.t)
         total: Tensor | None = None
         for i in range(self._end - 1, -1, -1):
             v = slope_bars.get(i)
@@ -205,7 +200,7 @@ class RungeKutta(OneStep):
                 continue
             u[i] = u_i = pull(i, v)
             total = lam + u_i if total is None else total.add_(u_i)
-        return StepBars(lam if total is None else total, h_bar, t_bar)
+        return StepBars(lam if total is None else total, bars.h, bars.t)
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         assert sources.graph is None

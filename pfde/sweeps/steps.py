@@ -176,7 +176,7 @@ class StepSweep:
         return control.second(h, f0, f1, y, span)
 
     def _slopes(self, n: int, t: float, y: Tensor) -> Tensor:
-        first, *others = self._system.parts if self._scheme.split else (self._system,)
+        first, *others = self._system.parts
         total = first.evaluate(n, t, y)
         for other in others:
             total = total + other.evaluate(n, t, y)

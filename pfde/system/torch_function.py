@@ -305,6 +305,8 @@ class TorchLinearisation:
 
     def _vjp(self, v: Tensor, theta_bar: ParameterBar | None, retain: bool) -> Tensor:
         if not self._out.requires_grad:  # f uses neither y nor a parameter
+            if theta_bar is not None and self._time is not None:
+                theta_bar.add_time(self._n, None)
             return torch.zeros_like(v)
         inputs: tuple[Tensor, ...] = (self._y,)
         if theta_bar is not None:
