@@ -29,7 +29,7 @@ PIECES: list[tuple[str, str]] = [
     ("weights", "pfde.sweeps.discretisation.Discretisation._on_device"),
     ("history: set up", "pfde.history.exact.Exact.convolution"),
     ("history: set up", "pfde.problem.Problem.prepare"),
-    ("fingerprints", "pfde.sweeps.checkpoints.Fingerprints.see"),
+    ("fingerprints", "pfde.sweeps.checkpoints.Fingerprints._see"),
     ("snapshots", "pfde.sweeps.checkpoints.CheckpointedSweep._put"),
     ("snapshots", "pfde.sweeps.checkpoints.CheckpointedSweep._restore"),
     ("predictors rebuilt", "pfde.sweeps.adjoint._Predictors.get"),
@@ -43,9 +43,9 @@ PIECES: list[tuple[str, str]] = [
     ("sweep, adjoint: ends", "pfde.sweeps.adjoint.AdjointSweep.finish"),
     ("sweep, forward", "pfde.sweeps.forward.ForwardSweep.advance"),
     ("sweep, adjoint", "pfde.sweeps.adjoint.AdjointSweep.reverse"),
-    ("TS context", "pfde.ts.FractionalTS.step"),
-    ("TS (PETSc)", "pfde.ts.integrate"),
-    ("first look at f", "pfde.solving._first_look"),
+    ("TS context", "pfde.driver.SweepTS.step"),
+    ("TS (PETSc)", "pfde.driver.drive"),
+    ("first look at f", "pfde.initial_value.look"),
 ]
 
 

@@ -16,7 +16,7 @@ from .schemes.base import check_order
 from .schemes.one_step import OneStep
 from .schemes.ordinary import ODE_METHODS
 from .sweeps.grid import Grid
-from .system.torch_function import StateLayout, describe
+from .system.layout import StateLayout, describe
 
 
 def check_method(method: str) -> Scheme:

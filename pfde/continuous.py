@@ -20,8 +20,9 @@ from .gradients import Continuous, Discrete
 from .ordinary_arguments import check_ode_method, check_pieces
 from .ordinary_problem import Accuracy, OrdinaryProblem
 from .schemes.one_step import inner
+from .system.layout import StateLayout
 from .system.peers import Peers
-from .system.torch_function import StateLayout, TorchFunction
+from .system.torch_function import TorchFunction
 
 
 @dataclass(frozen=True, eq=False)

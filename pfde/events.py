@@ -21,7 +21,7 @@ from torch import Tensor
 from .arguments import as_number
 from .errors import PfdeError
 from .schemes.one_step import Interval
-from .system.torch_function import StateLayout, describe
+from .system.layout import StateLayout, describe
 
 _FIXED_STEPS = 10**6  # without t_max
 _FAR, _FAR_SINGLE = 1e300, 1e30

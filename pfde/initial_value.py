@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .schedules.storage import SnapshotStore
+from .system.layout import StateLayout
 from .system.peers import Peers
 from .system.random import Draws, generator_states, preserved
-from .system.torch_function import StateLayout, Times, TorchFunction
+from .system.torch_function import Times, TorchFunction
 from .system.torch_system import TorchSystem
 
 P = TypeVar("P", bound="InitialValueProblem")

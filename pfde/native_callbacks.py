@@ -27,7 +27,7 @@ from torch import Tensor
 from .errors import ConvergenceError, NonFiniteError
 from .native_setting import NativeSetting, Stats
 from .system.base import Failure
-from .system.torch_function import Reached
+from .system.reached import Reached
 from .system.vectors import load, read, write
 
 

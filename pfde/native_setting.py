@@ -17,8 +17,8 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from .system.layout import StateLayout
 from .system.peers import Peers
-from .system.torch_function import StateLayout
 
 
 class NativeMethod(NamedTuple):

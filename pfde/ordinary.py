@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ts
 from .arguments import (
     as_number,
     check_options,
@@ -41,8 +40,10 @@ from .ordinary_arguments import (
     take_options,
 )
 from .ordinary_problem import OrdinaryProblem
+from .petsc_options import solver_options
+from .system.layout import describe
 from .system.peers import Peers
-from .system.torch_function import TorchFunction, describe
+from .system.torch_function import TorchFunction
 
 Func = Callable[[Tensor, Any], Any]
 
@@ -204,7 +205,7 @@ def solve_ode(
             "options_prefix": options_prefix,
         }
     )
-    with ts.solver_options(extra, options_prefix, peers):
+    with solver_options(extra, options_prefix, peers):
         try:
             y = _differentiable(problem, flat, moving, needed)
         except StepLimitError as error:
@@ -278,7 +279,7 @@ def _native(
 
     stats, grad, extra = Stats(method), torch.is_grad_enabled(), peers.call(check_options, options)
     with (
-        ts.solver_options(extra, options_prefix, peers),
+        solver_options(extra, options_prefix, peers),
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):

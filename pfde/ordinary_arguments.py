@@ -17,8 +17,8 @@ from .schemes import METHODS
 from .schemes.one_step import OneStep
 from .schemes.ordinary import ODE_METHODS, one_step_method
 from .sweeps.control import Limits, Tolerance
+from .system.layout import StateLayout, describe
 from .system.mass import Mass
-from .system.torch_function import StateLayout, describe
 
 Gradient = Discrete | Symplectic | Continuous | Backprop
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from . import ts
+from .driver import SweepTS, bare_system, drive
 from .errors import PfdeError
 from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .initial_value import InitialValueProblem
@@ -32,8 +32,9 @@ from .sweeps.steps_backprop import backprop_steps
 from .sweeps.times import StepTimes
 from .system.base import System
 from .system.mass import Mass
+from .system.parameter_bar import ParameterBar
 from .system.random import Draws, generator_states, preserved
-from .system.torch_function import ParameterBar, TorchFunction
+from .system.torch_function import TorchFunction
 from .system.torch_system import GraphSystem, TorchSystem
 
 
@@ -155,16 +156,16 @@ class OrdinaryProblem(InitialValueProblem):
         plan = self.schedule if keep is not None else None
         sweeps: list[StepSweep] = []
 
-        def start(snes: Any, vec: Any) -> tuple[ts.SweepTS, TorchSystem]:
+        def start(snes: Any, vec: Any) -> tuple[SweepTS, TorchSystem]:
             system = self._system(functions, snes, vec)
             sweep = StepSweep(record, cast(System, system), controller, outputs, reuse=not self.draws)
             sweep.watch, sweep.stop_at_limit = self.watch, self.stop_at_limit
             sweeps.append(sweep)
             run = CheckpointedSweep(sweep, record, cast(System, system), plan, self.peers)
-            return ts.SweepTS(run, step_times.time, self._title()), system
+            return SweepTS(run, step_times.time, self._title()), system
 
         h = step_times.interval(1).h if step_times.ended else (self.times[-1] - self.times[0]) / 100
-        run, system = ts.drive(start, functions[0], y0, self.times[0], float(h), options_prefix=self.options_prefix)
+        run, system = drive(start, functions[0], y0, self.times[0], float(h), options_prefix=self.options_prefix)
         drew = not all(map(torch.equal, generators, generator_states(y0.device)))
         if keep is not None:
             how = self.gradient if isinstance(self.gradient, Discrete) else Discrete()
@@ -202,7 +203,7 @@ class OrdinaryProblem(InitialValueProblem):
         """f's parts with a solver of their own, outside any TS. Collective."""
         functions = self.functions(y0)
         make, implicit = partial(self._system, functions), self.scheme.implicit
-        return ts.bare_system(functions[0], make, implicit=implicit, options_prefix=self.options_prefix)
+        return bare_system(functions[0], make, implicit=implicit, options_prefix=self.options_prefix)
 
     def _title(self) -> str:
         scheme = self.scheme

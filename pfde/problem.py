@@ -6,16 +6,16 @@ alpha and the parameters belong to autograd and are passed in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from . import ts
 from .choice import Choice, choose_history
+from .driver import SweepTS, bare_system, drive
 from .errors import PfdeError
 from .gradients import Backprop, Discrete
 from .history import Bounded, Exact
@@ -26,6 +26,7 @@ from .sweeps.adjoint import AdjointSweep
 from .sweeps.backprop import backprop
 from .sweeps.checkpoints import CheckpointedSweep
 from .sweeps.discretisation import Discretisation
+from .sweeps.forward import ForwardSweep, take_again
 from .sweeps.grid import Grid, Orders
 from .sweeps.trajectory import Trajectory
 from .system.base import System
@@ -127,7 +128,7 @@ class Problem(InitialValueProblem):
 
         on_step(0, y0)
         discretisation = self.prepare(alpha, y0)
-        run, system = ts.integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.options_prefix)
+        run, system = _integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.options_prefix)
         drew = not all(map(torch.equal, generators, generator_states(y0.device)))
         self.peers.agree(random_error(gradient) if drew and not self.draws else None)
         function.trusted = True
@@ -140,7 +141,7 @@ class Problem(InitialValueProblem):
     def backprop(self, alpha: Tensor, y0: Tensor, ends: Tensor | None) -> Tensor:
         """The same steps on autograd's graph; y at the outputs, (len(outputs), d). Collective."""
         function = self.function(y0)
-        system = ts.bare_system(function, implicit=self.scheme.implicit, options_prefix=self.options_prefix)
+        system = bare_system(function, implicit=self.scheme.implicit, options_prefix=self.options_prefix)
         discretisation = self.prepare(alpha, y0)
         order = alpha.double().cpu().reshape(-1)
         h = None
@@ -166,7 +167,7 @@ class Problem(InitialValueProblem):
         assert isinstance(self.gradient, Discrete)
         with preserved(y_bar.device) if self.draws else nullcontext():
             if run.trajectory.spent:
-                run = ts.again(run, system, self.gradient.plan, self.peers)
+                run = take_again(run, system, self.gradient.plan, self.peers)
                 stats.nfe_recompute += function.evaluations
                 function.evaluations = 0
             theta_bar = system.parameter_cotangent()
@@ -193,3 +194,38 @@ def random_error(gradient: Discrete | None) -> PfdeError | None:
         "evaluate it again with others; draw at every step, use gradient=pfde.Discrete(store='graph') or "
         "pfde.Backprop(), or draw the numbers outside func"
     )
+
+
+def _integrate(
+    discretisation: Discretisation,
+    y0: Tensor,
+    gradient: Discrete | None,
+    function: TorchFunction,
+    on_step: Callable[[int, Tensor], None],
+    *,
+    options_prefix: str = "",
+) -> tuple[CheckpointedSweep, TorchSystem]:
+    """The forward pass in a TS of its own.
+
+    Parameters
+    ----------
+    discretisation : the scheme on its grid
+    y0 : (d,) the initial state
+    gradient : what is kept for the backward pass; None without gradient
+    function : f; its peers are the ranks that share the state
+    on_step : sees (n, y_n) after every step
+    options_prefix : of the TS and its solvers
+
+    Collective. What a callback raises comes out as it was raised.
+    """
+    grid, scheme = discretisation.grid, discretisation.scheme
+
+    def start(snes: Any, vec: Any) -> tuple[SweepTS, TorchSystem]:
+        system = TorchSystem(function, snes if scheme.implicit else None, vec)
+        trajectory = Trajectory(discretisation, y0, None if gradient is None else gradient.store)
+        sweep, plan = ForwardSweep(trajectory, system), None if gradient is None else gradient.plan
+        run = CheckpointedSweep(sweep, trajectory, system, plan, function.peers)
+        description = f"{scheme.title}\n  history {discretisation.history}"
+        return SweepTS(run, grid.time, description, on_step), system
+
+    return drive(start, function, y0, grid.t0, grid.h, options_prefix=options_prefix)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ts
 from .arguments import (
     check_alpha,
     check_ends,
@@ -32,6 +31,7 @@ from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .history import Bounded, Exact
 from .initial_value import Solution, Stats, look
 from .ordinary import solve_ode
+from .petsc_options import solver_options
 from .problem import Problem
 from .schemes import METHODS
 from .schemes.ordinary import ODE_METHODS
@@ -210,7 +210,7 @@ def _solve_history(
             "options_prefix": options_prefix,
         }
     )
-    with ts.solver_options(extra, options_prefix, peers):
+    with solver_options(extra, options_prefix, peers):
         y = _differentiable(problem, order, flat, ends, needed)
     return Solution(t, problem.layout.unflatten(y), problem.stats, "completed")
 

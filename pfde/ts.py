@@ -1,4 +1,4 @@
-"""The PETSc door: Caputo time stepping as a TS of type python, and the driver that the torch door uses.
+"""The PETSc door: Caputo time stepping as a TS of type python.
 
 A PETSc program with its own callbacks integrates D^alpha u = G(t, u) by options alone,
 
@@ -10,95 +10,32 @@ starts is the Caputo base point; the time step must divide the interval, and the
 solve `adjoint_solve(ts)` fills the vectors of TSSetCostGradients as TSAdjointSolve does for PETSc's own types (a TS of
 type python has no adjoint step): lambda = dL/du_0, mu += dL/dp.
 
-The torch door runs its first forward pass in the same context class (`integrate`), so that -ts_monitor, -snes_*,
--ksp_*, -log_view and an options prefix work on a torch model as on any PETSc program.
+The torch door runs its forward passes in the same kind of context (`driver`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from petsc4py import PETSc
-from torch import Tensor
 
 from .choice import choose_history
+from .driver import SweepTS
 from .errors import PfdeError
-from .gradients import Discrete
 from .history import Bounded, Exact, SumOfExponentials
 from .schedules import Revolve, Schedule, StoreAll
-from .schemes import METHODS, Scheme
+from .schemes import METHODS
 from .schemes.base import check_order
 from .sweeps.adjoint import AdjointSweep
 from .sweeps.checkpoints import CheckpointedSweep
 from .sweeps.discretisation import Discretisation
-from .sweeps.forward import ForwardSweep
+from .sweeps.forward import ForwardSweep, take_again
 from .sweeps.grid import Grid, Orders
 from .sweeps.trajectory import Trajectory
-from .system.base import System
 from .system.peers import Peers
 from .system.petsc_callbacks import CallbackSystem, VecBar
-from .system.torch_function import TorchFunction
-from .system.torch_system import TorchSystem
-from .system.vectors import load, require_device, state_vec, write
-
-
-class SweepTS:
-    """The context of a TS of type python that advances a sweep: what the torch door's forward passes run in.
-
-    Parameters
-    ----------
-    run : the sweep
-    time : n -> t_n, asked for steps that have been taken
-    title : what -ts_view says
-    on_step : sees (n, y_n) after every step
-    """
-
-    def __init__(
-        self,
-        run: CheckpointedSweep | None,
-        time: Callable[[int], float],
-        title: str,
-        on_step: Callable[[int, Tensor], None] | None = None,
-    ) -> None:
-        self.run, self.time, self.title, self.on_step = run, time, title, on_step
-        self.error: BaseException | None = None
-        self.watched = True  # whether somebody may look at the TS's solution between steps
-
-    def create(self, ts: PETSc.TS) -> None:
-        """Called by PETSc when the type is set: TSSolve insists on a choice, and every step size hits the end."""
-        ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
-
-    def step(self, ts: PETSc.TS) -> None:
-        """One step, and the end of the solve behind the last one."""
-        try:
-            if self._step(ts).ended:
-                ts.setConvergedReason(PETSc.TS.ConvergedReason.CONVERGED_TIME)
-        except BaseException as error:  # PETSc turns it into an error code: `drive` raises the original
-            self.error = error
-            raise
-
-    def _step(self, ts: PETSc.TS) -> CheckpointedSweep:
-        """Advance the sweep, show the state to PETSc."""
-        run = self.run
-        assert run is not None
-        y = run.advance(run.n + 1)
-        if self.on_step is not None:
-            self.on_step(run.n, y)
-        if self.watched:
-            write(ts.getSolution(), y)
-        ts.setTime(self.time(run.n))
-        return run
-
-    def view(self, _ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
-        """-ts_view."""
-        viewer.printfASCII(f"  {self.title}\n")
-
-    def reset(self, _ts: PETSc.TS) -> None:
-        """Forget the solve."""
-        self.run = self.on_step = None
+from .system.vectors import load, require_device, write
 
 
 class FractionalTS(SweepTS):
@@ -180,7 +117,7 @@ class FractionalTS(SweepTS):
 
     def view(self, ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
         """-ts_view."""
-        viewer.printfASCII(f"  {title(METHODS[self.method])}\n  alpha = {self.alpha:g}\n")
+        viewer.printfASCII(f"  {METHODS[self.method].title}\n  alpha = {self.alpha:g}\n")
         if self.discretisation is not None:
             viewer.printfASCII(f"  history {self.discretisation.history}\n")
 
@@ -188,11 +125,6 @@ class FractionalTS(SweepTS):
         """Forget the solve."""
         super().reset(ts)
         self.system = self.discretisation = None
-
-
-def title(scheme: Scheme) -> str:
-    """What -ts_view says of a method with a history."""
-    return f"Caputo equation, method {scheme.name} (order {scheme.order}; {scheme.stability})"
 
 
 def grid_of(ts: PETSc.TS) -> Grid:
@@ -246,7 +178,7 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
         if mu is not None:
             system.use_jacobian_p(jacobian_p, mu)
         if run.trajectory.spent:
-            run = again(run, system, context.schedule, peers)
+            run = take_again(run, system, context.schedule, peers)
         y_bar = {run.steps: load(lam, torch.float64)}
         assert isinstance(run.trajectory, Trajectory)
         cotangents = run.reverse(AdjointSweep(run.trajectory, system, y_bar, VecBar(mu), alpha=alpha))
@@ -254,194 +186,3 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
         if cotangents.alpha is not None:
             alpha_bars.append(peers.sum(float(cotangents.alpha[0])))
     return alpha_bars if alpha else None
-
-
-def again(run: CheckpointedSweep, system: System, schedule: Schedule, peers: Peers) -> CheckpointedSweep:
-    """Do a spent run anew: the same steps without a TS, so without monitors and hooks."""
-    system.silence()
-    system.restore_generators(0, run.generators)
-    spent = run.trajectory
-    assert isinstance(spent, Trajectory)
-    fresh = Trajectory(spent.discretisation, spent.y0, spent.store)
-    new = CheckpointedSweep(ForwardSweep(fresh, system), fresh, system, schedule, peers, run.fingerprints)
-    new.advance(new.steps)
-    return new
-
-
-def integrate(
-    discretisation: Discretisation,
-    y0: Tensor,
-    gradient: Discrete | None,
-    function: TorchFunction,
-    on_step: Callable[[int, Tensor], None],
-    *,
-    options_prefix: str = "",
-) -> tuple[CheckpointedSweep, TorchSystem]:
-    """The forward pass in a TS of its own; the driver of the torch door.
-
-    Parameters
-    ----------
-    discretisation : the scheme on its grid
-    y0 : (d,) the initial state
-    gradient : what is kept for the backward pass; None without gradient
-    function : f; its peers are the ranks that share the state
-    on_step : sees (n, y_n) after every step
-    options_prefix : of the TS and its solvers
-
-    Collective. What a callback raises comes out as it was raised.
-    """
-    grid, scheme = discretisation.grid, discretisation.scheme
-
-    def start(snes: PETSc.SNES, vec: PETSc.Vec) -> tuple[SweepTS, TorchSystem]:
-        system = TorchSystem(function, snes if scheme.implicit else None, vec)
-        trajectory = Trajectory(discretisation, y0, None if gradient is None else gradient.store)
-        sweep, plan = ForwardSweep(trajectory, system), None if gradient is None else gradient.plan
-        run = CheckpointedSweep(sweep, trajectory, system, plan, function.peers)
-        description = f"{title(scheme)}\n  history {discretisation.history}"
-        return SweepTS(run, grid.time, description, on_step), system
-
-    return drive(start, function, y0, grid.t0, grid.h, options_prefix=options_prefix)
-
-
-def drive(
-    start: Callable[[PETSc.SNES, PETSc.Vec], tuple[SweepTS, TorchSystem]],
-    function: TorchFunction,
-    y0: Tensor,
-    t0: float,
-    h: float,
-    *,
-    options_prefix: str,
-) -> tuple[CheckpointedSweep, TorchSystem]:
-    """Run a sweep to its end in a TS of its own.
-
-    Parameters
-    ----------
-    start : (the TS's SNES, a Vec of the state) -> the context with its sweep, and the system
-    function : f; its peers are the ranks that share the state
-    y0 : (d,)
-    t0, h : where the TS starts, and its time step, for those who look at it
-    options_prefix : of the TS and its solvers
-
-    Collective. The TS is new for each solve, because an exception inside a step leaves a TS locked.
-    """
-    comm = petsc_comm(function)
-    vec = state_vec(y0.numel(), y0.device, comm)
-    ts = PETSc.TS().create(comm)
-    ts.setOptionsPrefix(options_prefix)
-    context, system = start(ts.getSNES(), vec)
-    run = context.run
-    assert run is not None
-    # This TS is seen by nobody but its options' monitors: without such an option its Vec need not follow.
-    context.watched = any(name.startswith(f"{options_prefix}ts_") for name in PETSc.Options().getAll())
-    ts.setType(PETSc.TS.Type.PYTHON)
-    ts.setPythonContext(context)
-    context.create(ts)
-    write(vec, y0)
-    error: BaseException | None = None
-    _refuse_options(options_prefix)
-    try:
-        ts.setFromOptions()
-        ts.setTime(t0)
-        ts.setTimeStep(h)
-        ts.setMaxTime(1e300)  # the sweep itself says when it is over
-        ts.setMaxSteps(2**31 - 2)
-        ts.solve(vec)
-    except PETSc.Error as caught:
-        # Moved out of the context: the traceback holds the TS, the TS its context, and no garbage collector sees it.
-        error, context.error = context.error or caught, None
-    finally:
-        context.reset(ts)  # at once: what Python drops while PETSc collects its garbage is lost, and leaks
-        ts.destroy()
-    try:
-        if error is not None:
-            raise error
-    finally:
-        del error
-    if not run.ended:
-        raise PfdeError(f"the TS stopped after step {run.n}: a hook of its options ended it")
-    return run, system
-
-
-_REFUSED = (
-    *("ts_type", "ts_dt", "ts_max_time", "ts_max_steps", "ts_init_time", "ts_rtol", "ts_atol", "ts_max_reject"),
-    *(f"ts_adapt_{name}" for name in ("type", "dt_min", "dt_max", "safety", "reject_safety", "clip", "always_accept")),
-)
-_BAD_OPTION = (60, 62, 63, 86)  # PETSC_ERR_ARG_SIZ, _WRONG, _OUTOFRANGE, PETSC_ERR_UNKNOWN_TYPE
-
-
-@contextmanager
-def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Iterator[None]:
-    """Have these PETSc options in the database while a solve is set up and run; then restore what was there.
-
-    Raises ValueError, on every rank, for an option that no object of the solve has asked for.
-    """
-    database = PETSc.Options()
-    names = {name: prefix + name for name in options}
-    before = {full: database.getString(full) for full in names.values() if database.hasName(full)}
-    try:
-        for name, full in names.items():
-            database.setValue(full, options[name])
-        try:
-            yield
-        except PETSc.Error as error:
-            if not options or error.ierr not in _BAD_OPTION:
-                raise
-            reason = str(error).splitlines()[-1].partition("] ")[2]
-            raise ValueError(f"options: PETSc does not take {dict(options)}: {reason}") from error
-        unused = [name for name, full in names.items() if not database.used(full)]
-        if unused:
-            peers.agree(
-                ValueError(
-                    f"options: {', '.join(map(repr, unused))} does not apply to this solve (no PETSc object of it has "
-                    "such an option); explicit methods have no snes_ and ksp_ options"
-                )
-            )
-    finally:
-        for full in names.values():
-            database.delValue(full)
-        for full, value in before.items():
-            database.setValue(full, value)
-
-
-def bare_system(
-    function: TorchFunction,
-    make: Callable[[PETSc.SNES | None, PETSc.Vec], TorchSystem] | None = None,
-    *,
-    implicit: bool,
-    options_prefix: str = "",
-) -> TorchSystem:
-    """f with a stage solver of its own, outside any TS: what autograd through the steps uses.
-
-    make : (SNES, Vec of the state) -> system; None for one of f alone
-    """
-    comm = petsc_comm(function)
-    snes = None
-    if implicit:
-        snes = PETSc.SNES().create(comm)
-        snes.setOptionsPrefix(options_prefix)
-    vec = state_vec(function.layout.size, function.device, comm)
-    return TorchSystem(function, snes, vec) if make is None else make(snes, vec)
-
-
-def petsc_comm(function: TorchFunction) -> PETSc.Comm:
-    """The communicator of the ranks that share the state. Collective.
-
-    On several ranks PETSc only notes which objects Python has dropped, because destroying them is collective: here,
-    where all ranks meet, the objects of earlier solves go.
-    """
-    if function.peers.comm is None:
-        return PETSc.COMM_SELF
-    comm = PETSc.Comm(function.peers.comm)
-    PETSc.garbage_cleanup(comm)
-    return comm
-
-
-def _refuse_options(prefix: str) -> None:
-    """Raise ValueError for TS options that the arguments of the torch door decide."""
-    options = PETSc.Options(prefix)
-    for name in _REFUSED:
-        if options.hasName(name):
-            raise ValueError(
-                f"PETSc option -{prefix}{name} does not apply here: t, step_size and method, or rtol and atol, say it; "
-                "if it belongs to another TS of the program, give this solve an options_prefix"
-            )

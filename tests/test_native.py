@@ -17,8 +17,8 @@ from pfde import native as module
 from pfde.autograd import Solve
 from pfde.native import NativeProblem
 from pfde.native_setting import _TYPES, parse_native
+from pfde.system.layout import StateLayout
 from pfde.system.peers import Peers
-from pfde.system.torch_function import StateLayout
 
 DOUBLE = torch.float64
 TIMES = [0.1, 0.3, 0.6, 1.0]

@@ -17,13 +17,14 @@ from checkpoint_schedules import MultistageCheckpointSchedule
 from torch import nn
 
 import pfde
-from pfde import ts
+from pfde.driver import bare_system
 from pfde.ordinary import solve_ode
 from pfde.schemes.ordinary import ODE_METHODS, one_step_method
 from pfde.schemes.tableaux import ADDITIVE, TABLEAUX
 from pfde.sweeps.times import StepTimes
+from pfde.system.layout import StateLayout
 from pfde.system.peers import Peers
-from pfde.system.torch_function import StateLayout, TorchFunction
+from pfde.system.torch_function import TorchFunction
 from pfde.system.torch_system import TorchSystem
 
 RTOL = 1e-12
@@ -444,7 +445,7 @@ class Frozen:
         def make(snes, vec):
             return TorchSystem(functions[0], snes, vec, None, functions[1] if scheme.split else None)
 
-        system = ts.bare_system(functions[0], make, implicit=scheme.implicit)
+        system = bare_system(functions[0], make, implicit=scheme.implicit)
         steps = StepTimes((self.times[0], self.times[-1]), None)
         for t in self.times[1:]:
             steps.append(t)

@@ -113,6 +113,11 @@ class Scheme(ABC):
     cost: ClassVar[str]
 
     @property
+    def title(self) -> str:
+        """What -ts_view says."""
+        return f"Caputo equation, method {self.name} (order {self.order}; {self.stability})"
+
+    @property
     def exponents(self) -> tuple[float, float]:
         """kappa_k decays like k^-beta, with beta in this range for the orders in (0, 1]."""
         return (0.0, 1.0) if self.form == "integral" else (1.0, 2.0)

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from ..history import Convolution
 from ..history.bounded import BoundedConvolution
+from ..schedules import Schedule
 from ..schemes.base import Stage, with_slope
 from ..system.base import System
+from ..system.peers import Peers
 from ..system.profile import event
+from .checkpoints import CheckpointedSweep
 from .trajectory import Trajectory
 
 
@@ -108,3 +111,15 @@ class ForwardSweep:
         if isinstance(self._history, BoundedConvolution):
             self._history.restore(n, state)
             self.y = state["y"].clone()
+
+
+def take_again(run: CheckpointedSweep, system: System, schedule: Schedule, peers: Peers) -> CheckpointedSweep:
+    """Do a spent run anew: the same steps without a TS, so without monitors and hooks."""
+    system.silence()
+    system.restore_generators(0, run.generators)
+    spent = run.trajectory
+    assert isinstance(spent, Trajectory)
+    fresh = Trajectory(spent.discretisation, spent.y0, spent.store)
+    new = CheckpointedSweep(ForwardSweep(fresh, system), fresh, system, schedule, peers, run.fingerprints)
+    new.advance(new.steps)
+    return new

@@ -13,96 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
+from .layout import StateLayout
+from .parameter_bar import ParameterBar
 from .peers import Peers
 from .random import Draws
+from .reached import Reached
 
 _TABLE = 2**16  # steps up to which the times are kept as a table
 _IN_PLACE = "write y = y + ... instead of y += ... in func"
-
-
-@dataclass(frozen=True)
-class StateLayout:
-    """How a flat state of shape (d,) maps to what the user calls y: one tensor, or a tuple of them.
-
-    A complex entry is two real ones, its real and its imaginary part, next to each other.
-
-    shapes : of the parts
-    is_tuple : whether the user's y is a tuple
-    is_complex : for each part, whether it is complex; () when none is
-    """
-
-    shapes: tuple[torch.Size, ...]
-    is_tuple: bool
-    is_complex: tuple[bool, ...] = ()
-
-    @property
-    def plain(self) -> bool:
-        """Whether y is one real tensor."""
-        return not self.is_tuple and not self.is_complex
-
-    @property
-    def size(self) -> int:
-        """d, the real entries of a state."""
-        return sum(self._sizes)
-
-    @property
-    def _sizes(self) -> list[int]:
-        if not self.is_complex:
-            return [shape.numel() for shape in self.shapes]
-        return [shape.numel() << z for shape, z in zip(self.shapes, self.is_complex, strict=True)]
-
-    def unflatten(self, y: Tensor) -> Any:
-        """Views of the last dimension of y, (..., d), in the user's shapes."""
-        if not self.is_tuple:
-            return self._part(0, y) if self.is_complex else y.view((*y.shape[:-1], *self.shapes[0]))
-        return tuple(self._part(i, part) for i, part in enumerate(torch.split(y, self._sizes, dim=-1)))
-
-    def _part(self, i: int, y: Tensor) -> Tensor:
-        if self.is_complex and self.is_complex[i]:
-            return torch.view_as_complex(y.reshape((*y.shape[:-1], *self.shapes[i], 2)))
-        return y.reshape((*y.shape[:-1], *self.shapes[i]))
-
-    def flatten(self, value: Any, dtype: torch.dtype, source: str) -> Tensor:
-        """The flat tensor of a value of this layout. Raises TypeError or ValueError when it is of another."""
-        if not self.is_tuple:
-            return self._flat(0, value, dtype, source)
-        if not isinstance(value, tuple | list) or len(value) != len(self.shapes):
-            raise TypeError(f"{source} must return a tuple of {len(self.shapes)} tensors like y: got {describe(value)}")
-        return torch.cat([self._flat(i, part, dtype, source) for i, part in enumerate(value)])
-
-    def _flat(self, i: int, value: Any, dtype: torch.dtype, source: str) -> Tensor:
-        self.check(i, value, dtype, source)
-        return torch.view_as_real(value.resolve_conj()).reshape(-1) if value.is_complex() else value.reshape(-1)
-
-    def check(self, i: int, value: Any, dtype: torch.dtype, source: str) -> None:
-        """Raise TypeError or ValueError unless a value is as part i."""
-        shape, is_complex = self.shapes[i], bool(self.is_complex) and self.is_complex[i]
-        if not isinstance(value, Tensor):
-            if self.is_tuple:
-                raise TypeError(f"{source} must return tensors like y: got {type(value).__name__} in its tuple")
-            raise TypeError(f"{source} must return a tensor like y: got {describe(value)}")
-        if is_complex:
-            dtype = dtype.to_complex()
-        if value.shape != shape:
-            raise ValueError(f"{source} must return the shape of y, {tuple(shape)}: got {tuple(value.shape)}")
-        if value.dtype != dtype:
-            raise TypeError(f"{source} must return the dtype of y, {dtype}: got {value.dtype}; convert its result")
-
-
-def describe(value: Any) -> str:
-    """What a value is, for an error message."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
-    if isinstance(value, tuple | list):
-        return f"{type(value).__name__} of {len(value)}"
-    return type(value).__name__
 
 
 class Times(Protocol):
@@ -117,35 +41,6 @@ class Times(Protocol):
 
     def times(self) -> Tensor:
         """All of them, (N+1,) float64."""
-
-
-class ParameterBar:
-    """The cotangents of a sequence of parameters, summed in place; None where nothing arrived."""
-
-    def __init__(self, count: int) -> None:
-        self.bars: list[Tensor | None] = [None] * count
-        self.first = self.rate = 0.0  # the cotangents of t_0 and h, in t_n = t_0 + n h, through f's argument t
-        self.time = 0.0  # that of f's argument t in the last product
-
-    def add_time(self, n: int, bar: Tensor | None) -> None:
-        """Add the cotangent of t_n."""
-        self.time = 0.0 if bar is None else float(bar)
-        self.first += self.time
-        self.rate += n * self.time
-
-    def add(self, bars: Sequence[Tensor | None]) -> None:
-        """Add one cotangent for each parameter; None adds nothing."""
-        sums, terms = [], []
-        for i, (total, bar) in enumerate(zip(self.bars, bars, strict=True)):
-            if bar is None:
-                continue
-            if total is None:
-                self.bars[i] = bar.clone()  # autograd may have handed out a view of the incoming cotangent
-            else:
-                sums.append(total)
-                terms.append(bar)
-        if sums:
-            torch._foreach_add_(sums, terms)
 
 
 class TorchFunction:
@@ -342,42 +237,3 @@ class TorchLinearisation:
             outputs, dots = zip(*linear, strict=True)
             (out,) = torch.autograd.grad(outputs, dummy, dots, retain_graph=True, allow_unused=True)
         return torch.zeros_like(v) if out is None else out.detach().reshape(-1)
-
-
-class Reached:
-    """What a gradient reaches: the parameters; a leaf that it does not reach would silently get none.
-
-    Asked for every product with the parameters (for one stage in turn where a step is one product), because func may
-    take another branch at another time: a walk over the graph, 10 to 20 us for a small network.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._ids = frozenset(map(id, parameters))
-        self._nodes = frozenset(p.grad_fn for p in parameters if p.grad_fn is not None)
-
-    def require(self, out: Tensor, *inputs: Tensor | None) -> None:
-        """Raise ValueError when the graph of `out` ends in a leaf that is no parameter, nor one of the inputs."""
-        leaves = self.unreached(out, *inputs)
-        if leaves:
-            raise ValueError(
-                f"func uses a tensor of shape {tuple(leaves[0].shape)} that requires grad but is none of its "
-                "parameters, so it would get no gradient: pass params=(...), make func an nn.Module with it, or "
-                "detach it"
-            )
-
-    def unreached(self, out: Tensor, *inputs: Tensor | None) -> list[Tensor]:
-        """These leaves; the walk stops at the nodes of inputs and parameters that are no leaves."""
-        seen, leaves = set(self._nodes), []
-        seen.update(x.grad_fn for x in inputs if x is not None and x.grad_fn is not None)
-        nodes = [] if out.grad_fn is None or out.grad_fn in seen else [out.grad_fn]
-        for node in nodes:
-            parents = node.next_functions
-            for parent, _ in parents:
-                if parent is not None and parent not in seen:
-                    seen.add(parent)
-                    nodes.append(parent)
-            if not parents:
-                leaf = getattr(node, "variable", None)  # None for a custom Function without differentiable inputs
-                if leaf is not None and id(leaf) not in self._ids and all(leaf is not x for x in inputs):
-                    leaves.append(leaf)
-        return leaves

@@ -11,8 +11,9 @@ from torch import Tensor
 from .base import Linearisation, System, Weight
 from .mass import Mass
 from .operators import MatrixFree
+from .parameter_bar import ParameterBar
 from .stage_solver import Staged, StageSolver
-from .torch_function import ParameterBar, TorchFunction, all_finite, non_finite
+from .torch_function import TorchFunction, all_finite, non_finite
 
 _SMALL = 16  # entries up to which a Jacobian is assembled as one dense block: d products against GMRES's many
 

@@ -10,13 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import ts
 from ..arguments import check_alpha, check_grid, check_method, check_options, check_parameters, check_state, check_times
+from ..driver import bare_system
 from ..gradients import Backprop, Discrete
 from ..history import Bounded, Exact
 from ..initial_value import Stats
 from ..ordinary_arguments import check_monotone, check_ode_method, check_pieces
 from ..ordinary_problem import Accuracy, OrdinaryProblem
+from ..petsc_options import solver_options
 from ..problem import Problem
 from ..solving import is_ordinary, require_ordinary, solve
 from ..sweeps.control import Limits
@@ -126,7 +127,7 @@ class Case:
         """y' u at the outputs, (T, d)."""
         flat, flat_dot = (torch.cat([_real(x).reshape(-1) for x in parts]) for parts in (self.y0, y0_dot))
         peers = Peers(None)
-        with torch.no_grad(), ts.solver_options(check_options(self.options), "", peers):
+        with torch.no_grad(), solver_options(check_options(self.options), "", peers):
             if self.alpha is None:
                 return self._steps_tangent(flat, flat_dot, theta_dot, peers)
             return self._history_tangent(flat, flat_dot, theta_dot, alpha_dot[0], peers)
@@ -175,7 +176,7 @@ class Case:
         )
         found = tangent_sweep(
             Trajectory(problem.prepare(self.alpha, flat), flat, None),
-            ts.bare_system(function, implicit=self.scheme.implicit),
+            bare_system(function, implicit=self.scheme.implicit),
             flat_dot,
             alpha_dot.cpu().reshape(-1),
             theta_dot,
