@@ -10,17 +10,27 @@ computes it anew, by the same steps, so that its gradient is bitwise the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .system.autocast import autocast_now
+from .system.held import Held
 from .system.peers import Peers
 
 
 class Solvable(Protocol):
     """A validated problem, as the Function sees it."""
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        """The user's callable."""
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What func uses and what requires a gradient."""
 
     @property
     def peers(self) -> Peers:
@@ -48,15 +58,13 @@ class Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Solvable, count: int, *tensors: Tensor | None) -> Tensor:
         """Solve, and keep what the backward pass needs."""
+        held = Held(problem.func, problem.parameters)
         y, ctx.run = problem.forward(*tensors[:count])
-        ctx.problem, ctx.count = problem, count
+        held.end_forward()
+        ctx.problem, ctx.count, ctx.held = problem, count, held
         ctx.likes = [None if x is None else (x.shape, x.dtype, x.device) for x in tensors[:count]]
         given = [x for x in tensors if x is not None]
         ctx.save_for_backward(*given, *problem.frozen)  # torch refuses if one is changed in place
-        kind = y.device.type
-        ctx.autocast = torch.autocast(
-            kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
-        )
         return y
 
     @staticmethod
@@ -64,7 +72,7 @@ class Solve(torch.autograd.Function):
         """The adjoint sweep."""
         problem: Solvable = ctx.problem
         problem.peers.call(_may_run, ctx)
-        with ctx.autocast:  # f is evaluated as in the forward pass
+        with autocast_now(y_bar.device).suspended(), ctx.held.restored():
             bars, theta_bar = problem.backward(ctx.run, y_bar, ctx.needs_input_grad[2 : 2 + ctx.count])
         inputs = [
             None if bar is None or like is None else bar.to(dtype=like[1], device=like[2]).reshape(like[0])

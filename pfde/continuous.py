@@ -9,7 +9,7 @@ arXiv:1806.07366). It is the gradient of no discrete solution. Memory: the outpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from .ordinary_arguments import check_ode_method, check_pieces
 from .ordinary_problem import Accuracy, OrdinaryProblem
 from .schemes.one_step import inner
 from .system.layout import StateLayout
+from .system.parameter_bar import ParameterBar
 from .system.peers import Peers
 from .system.torch_function import TorchFunction
 
@@ -30,6 +31,16 @@ class ContinuousProblem:
     """An ordinary problem whose backward pass is the continuous adjoint."""
 
     problem: OrdinaryProblem
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        """The user's callable."""
+        return self.problem.func
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What func uses and what requires a gradient."""
+        return self.problem.parameters
 
     @property
     def peers(self) -> Peers:
@@ -119,24 +130,14 @@ class _Adjoint:
     def __call__(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         y, lam = state[:2]
         f = self._function.linearise(0, float(t), y)
-        theta_bar: Any = _Bars(len(self._function.parameters))
+        theta_bar = ParameterBar(len(self._function.parameters))
         y_bar = f.vjp(lam, theta_bar)
+        parameter_bars = theta_bar.finish(self._function.parameters)
         bars = [
             torch.zeros_like(like) if bar is None else -_real(bar).to(like)
-            for bar, like in zip(theta_bar.bars, state[2:], strict=True)
+            for bar, like in zip(parameter_bars, state[2:], strict=True)
         ]
         return f.value, -y_bar, *bars
-
-
-class _Bars:
-    """Receives the parameters' cotangents of one product."""
-
-    def __init__(self, count: int) -> None:
-        self.bars: list[Tensor | None] = [None] * count
-
-    def add(self, bars: Sequence[Tensor | None]) -> None:
-        """Keep them."""
-        self.bars = list(bars)
 
 
 def _real(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from .arguments import as_number
 from .errors import PfdeError
 from .schemes.one_step import Interval
+from .system.autocast import NO_AUTOCAST, autocast_now
 from .system.layout import StateLayout, describe
 
 _FIXED_STEPS = 10**6  # without t_max
@@ -54,7 +55,7 @@ class EventSearch:
             where = "below" if reverse_time else "above"
             raise ValueError(f"t_max must be {where} t0={start:g}: got {self.t_max:g}")
         self._layout: StateLayout | None = None
-        self._like = torch.empty(())
+        self._like, self._autocast = torch.empty(()), NO_AUTOCAST
         self._signs: Tensor | None = None
         self._entry = 0
         self._rate: Tensor | None = None
@@ -82,7 +83,7 @@ class EventSearch:
 
     def attach(self, layout: StateLayout, like: Tensor) -> None:
         """The state's layout, and a tensor of its dtype and device."""
-        self._layout, self._like = layout, like.detach()
+        self._layout, self._like, self._autocast = layout, like.detach(), autocast_now(like.device)
 
     # -- during the solve: `sweeps.steps.Watch` ------------------------------------------------------------------------
 
@@ -119,7 +120,8 @@ class EventSearch:
             return self._call(torch.full((), t, dtype=y.dtype, device=y.device), self._layout.unflatten(y))
 
     def _call(self, t: Tensor, y: Any) -> Tensor:
-        value = self._event_fn(t, y)
+        with self._autocast.active():
+            value = self._event_fn(t, y)
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point or value.numel() == 0:
             raise TypeError(f"event_fn must return a real floating-point tensor: got {describe(value)}")
         if not bool(torch.isfinite(value.detach()).all()):

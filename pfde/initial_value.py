@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .schedules.storage import SnapshotStore
+from .system.autocast import NO_AUTOCAST, Autocast
 from .system.layout import StateLayout
 from .system.peers import Peers
 from .system.random import Draws, generator_states, preserved
+from .system.reached import count_nodes
 from .system.torch_function import Times, TorchFunction
 from .system.torch_system import TorchSystem
 
@@ -84,6 +86,7 @@ class InitialValueProblem:
     options_prefix : of the solve's PETSc objects
     stats : the one thing that changes
     draws : whether func draws random numbers
+    autocast : torch.autocast as func is to see it
     """
 
     layout: StateLayout
@@ -93,6 +96,7 @@ class InitialValueProblem:
     options_prefix: str
     stats: Stats
     draws: bool = False
+    autocast: Autocast = NO_AUTOCAST
 
     @property
     def frozen(self) -> tuple[Tensor, ...]:
@@ -110,7 +114,9 @@ class InitialValueProblem:
         self, func: Callable[[Tensor, Any], Any], y0: Tensor, grid: Times | None, draws: Draws | None
     ) -> TorchFunction:
         """A callable of y0's layout as right-hand side, checked and counted."""
-        return TorchFunction(func, self.layout, self.parameters, y0.dtype, y0.device, grid, self.peers, draws)
+        return TorchFunction(
+            func, self.layout, self.parameters, y0.dtype, y0.device, grid, self.peers, draws, self.autocast
+        )
 
     def count_snapshots(self, snapshots: SnapshotStore | None) -> None:
         """Note the peaks of a store."""
@@ -145,9 +151,10 @@ def draws_numbers(stats: Stats, function: TorchFunction, y0: Tensor, t0: float) 
         y.requires_grad_()
     before = generator_states(y0.device)
     with preserved(y0.device):  # the numbers are drawn again later
+        begin = count_nodes()
         value = function.on_graph(0, t0, y)
         drew = not all(map(torch.equal, before, generator_states(y0.device)))
     stats.nfe_forward += 1
     if torch.is_grad_enabled():
-        function.reached.require(value, y)
+        function.reached.require((value,), begin, y)
     return drew

@@ -207,7 +207,8 @@ class _Part:
     def __init__(self, setting: NativeSetting, func: Callable[[Tensor, Any], Any], counter: Counter, name: str) -> None:
         self._func, self._layout, self._counter, self._name = func, setting.layout, counter, name
         self._sign, self._dtype, self._device = setting.sign, setting.dtype, setting.device
-        self._parameters = setting.parameters
+        self._parameters, self._autocast = setting.parameters, setting.autocast
+        self._casts = setting.autocast.enabled or setting.layout.narrow is not None
 
     def value(self, s: float, u: Tensor) -> Tensor:
         """f without a graph. Raises NonFiniteError."""
@@ -223,8 +224,10 @@ class _Part:
     def _evaluate(self, s: float, y: Tensor) -> Tensor:
         self._counter.add_evaluation()
         t, version = self._sign * s, y._version
-        time = torch.tensor(t, dtype=self._dtype, device=self._device)
-        value = self._layout.flatten(self._func(time, self._layout.unflatten(y)), self._dtype, self._name)
+        time = torch.tensor(t, dtype=self._layout.narrow or self._dtype, device=self._device)
+        with self._autocast.active():
+            value = self._func(time, self._layout.unflatten(y))
+        value = self._layout.flatten(value, self._dtype, self._name, cast=self._casts)
         if y._version != version:
             raise RuntimeError(
                 f"{self._name} changed y in place at t={t:.6g}: write y = y + ... instead of y += ... in it"
@@ -273,7 +276,7 @@ class _Linear:
 
     def _vjp(self, inputs: tuple[Tensor, ...], v: Tensor) -> Sequence[Tensor | None]:
         if not self._reached:
-            Reached(self._parameters).require(self._out, self._y)
+            Reached(self._parameters).require((self._out,), 0, self._y)
             self._reached = True
         if not inputs or not self._out.requires_grad:
             return [None] * len(inputs)
@@ -314,7 +317,8 @@ def _pack(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     """All real numbers of the tensors in one vector of doubles, on the device of `like`."""
     if not tensors:
         return torch.zeros(0, dtype=torch.float64, device=like.device)
-    return torch.cat([real(x).reshape(-1).to(like.device, torch.float64) for x in tensors])
+    dense = (x if x.layout == torch.strided else x.to_dense() for x in tensors)
+    return torch.cat([real(x).reshape(-1).to(like.device, torch.float64) for x in dense])
 
 
 class Products:

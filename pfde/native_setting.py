@@ -17,6 +17,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from .system.autocast import NO_AUTOCAST, Autocast
 from .system.layout import StateLayout
 from .system.peers import Peers
 
@@ -132,6 +133,7 @@ class NativeSetting:
     peers : the ranks that share the state
     stats : is added to
     dtype, device : of the state
+    autocast : torch.autocast as func is to see it
 
     Raises ValueError for arguments and options that do not go together.
     """
@@ -149,6 +151,7 @@ class NativeSetting:
     stats: Stats
     dtype: torch.dtype
     device: torch.device
+    autocast: Autocast = NO_AUTOCAST
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the arguments and the options go together."""

@@ -41,6 +41,7 @@ from .ordinary_arguments import (
 )
 from .ordinary_problem import OrdinaryProblem
 from .petsc_options import solver_options
+from .system.autocast import autocast_now
 from .system.layout import describe
 from .system.peers import Peers
 from .system.torch_function import TorchFunction
@@ -185,6 +186,7 @@ def solve_ode(
             peers=peers,
             options_prefix=check_prefix(options_prefix),
             stats=Stats(scheme.name),
+            autocast=autocast_now(flat.device),
         )
         moving = t if isinstance(t, Tensor) and t.requires_grad else None
         return problem, flat, moving, extra
@@ -205,7 +207,7 @@ def solve_ode(
             "options_prefix": options_prefix,
         }
     )
-    with solver_options(extra, options_prefix, peers):
+    with solver_options(extra, options_prefix, peers), problem.autocast.suspended():
         try:
             y = _differentiable(problem, flat, moving, needed)
         except StepLimitError as error:
@@ -274,6 +276,7 @@ def _native(
             stats=stats,
             dtype=flat.dtype,
             device=flat.device,
+            autocast=autocast_now(flat.device),
         )
         return problem, flat
 
@@ -285,17 +288,20 @@ def _native(
     ):
         problem, flat = peers.call(prepare)
         layout, parameters = problem.layout, problem.parameters
-        function = TorchFunction(func, layout, parameters, flat.dtype, flat.device, None, peers)
+        function = TorchFunction(
+            func, layout, parameters, flat.dtype, flat.device, None, peers, autocast=problem.autocast
+        )
         draws = peers.call(draws_numbers, stats, function, flat, problem.times[0])
         if peers.largest(int(draws)):
             raise ValueError(
                 f"func draws random numbers, which method {method!r} would draw anew at each of PETSc's calls: use a "
                 "method of pfde's own, or draw the numbers outside func"
             )
-        if problem.needs_gradient(flat):
-            y = Solve.apply(problem, 1, flat, *parameters)
-        else:
-            y = problem.integrate(flat)
+        with problem.autocast.suspended():
+            if problem.needs_gradient(flat):
+                y = Solve.apply(problem, 1, flat, *parameters)
+            else:
+                y = problem.integrate(flat)
     return Solution(t, layout.unflatten(y), stats, "completed")
 
 

@@ -143,6 +143,7 @@ class OrdinaryProblem(InitialValueProblem):
         keep : for the backward pass; None keeps nothing
         times : whether the cotangents of the times will be wanted
         """
+        y0 = y0.detach()
         functions, adaptive = self.functions(y0), self.pieces is None
         for f in functions:
             f.differentiates_time = times
@@ -259,7 +260,7 @@ class OrdinaryProblem(InitialValueProblem):
         self.count_snapshots(sweep.snapshots)
         self.count_iterations(system)
         t_bar = torch.tensor(adjoint.t_bar, dtype=torch.float64) if needed[1] else None
-        return [y0_bar, t_bar], theta_bar.bars
+        return [y0_bar, t_bar], self.peers.call(theta_bar.finish, self.parameters)
 
     def refuse_early_end(self) -> None:
         """Raise PfdeError where the forward pass did not come to its end."""

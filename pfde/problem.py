@@ -116,6 +116,7 @@ class Problem(InitialValueProblem):
 
         ends : whether the cotangents of the first and last time will be wanted
         """
+        y0 = y0.detach()
         function = self.function(y0)
         function.differentiates_time = ends
         generators = generator_states(y0.device)
@@ -182,7 +183,7 @@ class Problem(InitialValueProblem):
         if bars.h is not None:
             last = (bars.h + theta_bar.rate) / self.grid.steps
             ends_bar = torch.tensor([theta_bar.first - last, last], dtype=torch.float64)
-        return bars.alpha, bars.y0, ends_bar, theta_bar.bars
+        return bars.alpha, bars.y0, ends_bar, self.peers.call(theta_bar.finish, self.parameters)
 
 
 def random_error(gradient: Discrete | None) -> PfdeError | None:

@@ -35,6 +35,7 @@ from .petsc_options import solver_options
 from .problem import Problem
 from .schemes import METHODS
 from .schemes.ordinary import ODE_METHODS
+from .system.autocast import autocast_now
 from .system.peers import Peers
 
 
@@ -189,6 +190,7 @@ def _solve_history(
             peers=peers,
             options_prefix=prefix,
             stats=stats,
+            autocast=autocast_now(flat.device),
         )
         extra = check_options(options)
         check_solver_options(extra, scheme)
@@ -210,7 +212,7 @@ def _solve_history(
             "options_prefix": options_prefix,
         }
     )
-    with solver_options(extra, options_prefix, peers):
+    with solver_options(extra, options_prefix, peers), problem.autocast.suspended():
         y = _differentiable(problem, order, flat, ends, needed)
     return Solution(t, problem.layout.unflatten(y), problem.stats, "completed")
 

@@ -67,12 +67,14 @@ class StepGraph(NamedTuple):
 
     at : the step, its times on the leaves where there are such
     leaves : y_n, and t and h where their cotangents are wanted
+    begin : how many nodes of autograd there were before the step
     y : y_{n+1}
     slopes : K_i
     """
 
     at: Interval
     leaves: tuple[Tensor, ...]
+    begin: int
     y: Tensor
     slopes: list[Tensor]
 

@@ -93,16 +93,16 @@ class RungeKutta(OneStep):
     def _step_graph(self, system: System, at: Interval, y: Tensor, *, dense: bool = False) -> Step:
         """The step on autograd's graph, with the slope at the end where asked for."""
         with torch.enable_grad():
-            graph, leaves, at = system.on_graph(at, y)
+            graph, leaves, at, begin = system.on_graph(at, y)
             step = Step(leaves[0], [], [], [])
             self._extend(step, graph, at, leaves[0], self._end)
             turn = at.n % self._end  # one stage of every step in turn: a walk over all graphs costs 4 % of the time
-            system.require_reached(step.slopes[turn], step.states[turn], *leaves)
+            system.require_reached(step.slopes[turn], begin, step.states[turn], *leaves)
             y1 = combine(leaves[0], at.h, self._b, step.slopes)
             if dense:
                 self._extend(step._replace(y=y1), graph, at, leaves[0], self._end + 1)
         slopes = [k.detach().reshape(-1) for k in step.slopes]
-        return Step(y1.detach().reshape(-1), [y], slopes, [], StepGraph(at, leaves, y1, step.slopes))
+        return Step(y1.detach().reshape(-1), [y], slopes, [], StepGraph(at, leaves, begin, y1, step.slopes))
 
     def _extend(
         self,
@@ -135,7 +135,7 @@ class RungeKutta(OneStep):
         graph = step.graph
         if keep and dense and graph is not None and len(graph.slopes) == self._end:
             with torch.enable_grad():
-                end = system.on_graph(at, step.y)[0].evaluate(at.n, graph.at.t1, graph.y)
+                end = system.on_graph(at, step.y).system.evaluate(at.n, graph.at.t1, graph.y)
             graph.slopes.append(end)
             del step.slopes[self._end :]
             step.slopes.append(end.detach().reshape(-1))
@@ -183,8 +183,8 @@ class RungeKutta(OneStep):
                 bars.h += sum(inner(v, graph.slopes[i].detach().reshape(-1)) for i, v in slope_bars.items()) / h
             if sources.remember:
                 sources.values |= {i: graph.slopes[i].detach().reshape(-1) for i in slope_bars}
-            outputs = {graph.y: lam} | {graph.slopes[i]: v for i, v in slope_bars.items()}
-            y_bar, *clock = system.pull(outputs, graph.leaves, theta_bar)
+            outputs = [(graph.y, lam), *((graph.slopes[i], v) for i, v in slope_bars.items())]
+            y_bar, *clock = system.pull(outputs, graph.leaves, graph.begin, theta_bar)
             if times:
                 bars.t, bars.h = bars.t + float(clock[0]), bars.h + float(clock[1])
             return StepBars(y_bar, bars.h, bars.t)

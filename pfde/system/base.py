@@ -8,8 +8,8 @@ shape (d,) when the order alpha differs between components. M is the mass matrix
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -32,6 +32,21 @@ class Linearisation(Protocol):
 
     def jvp(self, v: Tensor, theta_dot: Any | None = None) -> Tensor:
         """J v, and + P theta_dot where a parameter tangent is given."""
+
+
+class OnGraph(NamedTuple):
+    """A system on autograd's graph.
+
+    system : evaluates f there
+    leaves : y, and t, h where f's time counts
+    at : the step, on these leaves
+    begin : how many nodes of autograd there were before
+    """
+
+    system: System
+    leaves: tuple[Tensor, ...]
+    at: Any
+    begin: int
 
 
 class System(Protocol):
@@ -73,14 +88,16 @@ class System(Protocol):
     def forget(self, n: int) -> None:
         """The steps up to n, but the first, will not be evaluated again from what is known of them now."""
 
-    def on_graph(self, at: Any, y: Tensor) -> tuple[System, tuple[Tensor, ...], Any]:
+    def on_graph(self, at: Any, y: Tensor) -> OnGraph:
         """The system on autograd's graph, the leaves y (and t, h where f's time counts), the step on them."""
 
-    def require_reached(self, out: Tensor, *inputs: Tensor) -> None:
+    def require_reached(self, out: Tensor, begin: int, *inputs: Tensor) -> None:
         """Raise ValueError where the graph from inputs to out has a leaf that no gradient will reach. Collective."""
 
-    def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: Any) -> list[Tensor]:
-        """The cotangents of such leaves from those of outputs, flat; the parameters' are added to theta_bar."""
+    def pull(
+        self, outputs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...], begin: int, theta_bar: Any
+    ) -> list[Tensor]:
+        """The cotangents of such leaves from (output, its cotangent), flat; the parameters' are added to theta_bar."""
 
     @property
     def parts(self) -> tuple[System, ...]:

@@ -18,16 +18,18 @@ class StateLayout:
     shapes : of the parts
     is_tuple : whether the user's y is a tuple
     is_complex : for each part, whether it is complex; () when none is
+    narrow : the dtype of the user's tensors where it is too narrow to integrate in (float16, bfloat16); else None
     """
 
     shapes: tuple[torch.Size, ...]
     is_tuple: bool
     is_complex: tuple[bool, ...] = ()
+    narrow: torch.dtype | None = None
 
     @property
     def plain(self) -> bool:
-        """Whether y is one real tensor."""
-        return not self.is_tuple and not self.is_complex
+        """Whether y is one real tensor of the state's dtype."""
+        return not self.is_tuple and not self.is_complex and self.narrow is None
 
     @property
     def size(self) -> int:
@@ -42,6 +44,8 @@ class StateLayout:
 
     def unflatten(self, y: Tensor) -> Any:
         """Views of the last dimension of y, (..., d), in the user's shapes."""
+        if self.narrow is not None:
+            y = y.to(self.narrow)
         if not self.is_tuple:
             return self._part(0, y) if self.is_complex else y.view((*y.shape[:-1], *self.shapes[0]))
         return tuple(self._part(i, part) for i, part in enumerate(torch.split(y, self._sizes, dim=-1)))
@@ -51,20 +55,23 @@ class StateLayout:
             return torch.view_as_complex(y.reshape((*y.shape[:-1], *self.shapes[i], 2)))
         return y.reshape((*y.shape[:-1], *self.shapes[i]))
 
-    def flatten(self, value: Any, dtype: torch.dtype, source: str) -> Tensor:
+    def flatten(self, value: Any, dtype: torch.dtype, source: str, *, cast: bool = False) -> Tensor:
         """The flat tensor of a value of this layout. Raises TypeError or ValueError when it is of another."""
         if not self.is_tuple:
-            return self._flat(0, value, dtype, source)
+            return self._flat(0, value, dtype, source, cast)
         if not isinstance(value, tuple | list) or len(value) != len(self.shapes):
             raise TypeError(f"{source} must return a tuple of {len(self.shapes)} tensors like y: got {describe(value)}")
-        return torch.cat([self._flat(i, part, dtype, source) for i, part in enumerate(value)])
+        return torch.cat([self._flat(i, part, dtype, source, cast) for i, part in enumerate(value)])
 
-    def _flat(self, i: int, value: Any, dtype: torch.dtype, source: str) -> Tensor:
-        self.check(i, value, dtype, source)
+    def _flat(self, i: int, value: Any, dtype: torch.dtype, source: str, cast: bool) -> Tensor:
+        value = self.accept(i, value, dtype, source, cast=cast)
         return torch.view_as_real(value.resolve_conj()).reshape(-1) if value.is_complex() else value.reshape(-1)
 
-    def check(self, i: int, value: Any, dtype: torch.dtype, source: str) -> None:
-        """Raise TypeError or ValueError unless a value is as part i."""
+    def accept(self, i: int, value: Any, dtype: torch.dtype, source: str, *, cast: bool = False) -> Tensor:
+        """A value as part i, dense. Raises TypeError or ValueError unless it is one.
+
+        cast : whether another floating-point dtype is converted
+        """
         shape, is_complex = self.shapes[i], bool(self.is_complex) and self.is_complex[i]
         if not isinstance(value, Tensor):
             if self.is_tuple:
@@ -74,8 +81,13 @@ class StateLayout:
             dtype = dtype.to_complex()
         if value.shape != shape:
             raise ValueError(f"{source} must return the shape of y, {tuple(shape)}: got {tuple(value.shape)}")
-        if value.dtype != dtype:
-            raise TypeError(f"{source} must return the dtype of y, {dtype}: got {value.dtype}; convert its result")
+        if value.layout != torch.strided:
+            value = value.to_dense()
+        if value.dtype == dtype:
+            return value
+        if cast and value.dtype.is_floating_point and not is_complex:
+            return value.to(dtype)
+        raise TypeError(f"{source} must return the dtype of y, {dtype}: got {value.dtype}; convert its result")
 
 
 def describe(value: Any) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -24,7 +24,7 @@ from petsc4py import PETSc
 from torch import Tensor
 
 from ..errors import ConvergenceError
-from .base import Failure, Linearisation, System, Weight
+from .base import Failure, Linearisation, OnGraph, System, Weight
 from .mass import Mass
 from .peers import Peers
 from .vectors import load, read, write
@@ -221,15 +221,17 @@ class Staged:
     stages: StageSolver | None = None
     mass_matrix: Mass | None = None
 
-    def on_graph(self, at: Any, y: Tensor) -> tuple[System, tuple[Tensor, ...], Any]:
+    def on_graph(self, at: Any, y: Tensor) -> OnGraph:
         """No graph where f is no torch function."""
         raise NotImplementedError
 
-    def require_reached(self, out: Tensor, *inputs: Tensor) -> None:
+    def require_reached(self, out: Tensor, begin: int, *inputs: Tensor) -> None:
         """No graph where f is no torch function."""
         raise NotImplementedError
 
-    def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: Any) -> list[Tensor]:
+    def pull(
+        self, outputs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...], begin: int, theta_bar: Any
+    ) -> list[Tensor]:
         """No graph where f is no torch function."""
         raise NotImplementedError
 

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
+from .autocast import NO_AUTOCAST, Autocast
 from .layout import StateLayout
 from .parameter_bar import ParameterBar
 from .peers import Peers
 from .random import Draws
-from .reached import Reached
+from .reached import Border, Reached, count_nodes
 
 _TABLE = 2**16  # steps up to which the times are kept as a table
 _IN_PLACE = "write y = y + ... instead of y += ... in func"
@@ -55,6 +56,7 @@ class TorchFunction:
     grid : the times t_0, ..., t_N at which f is evaluated; None where it may be at any t
     draws : the random states of the steps, where func draws random numbers
     peers : the ranks that share the state; every call is collective over them
+    autocast : torch.autocast as func is to see it
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class TorchFunction:
         grid: Times | None,
         peers: Peers,
         draws: Draws | None = None,
+        autocast: Autocast = NO_AUTOCAST,
     ) -> None:
         self.func, self.layout, self.parameters = func, layout, tuple(parameters)
         self.dtype, self.device, self.peers = dtype, device, peers
@@ -76,7 +79,8 @@ class TorchFunction:
             self._times = grid.times().to(dtype=dtype, device=device)
         self.evaluations = 0
         self.trusted = False  # whether all states have been seen by a completed forward pass, f finite at each
-        self.draws = draws
+        self.draws, self.autocast = draws, autocast
+        self.casts = autocast.enabled or layout.narrow is not None  # whether func's result is converted to y's dtype
         self.differentiates_time = False
         self.reached = Reached(self.parameters)
         self._last = torch.empty(0), 0
@@ -105,8 +109,8 @@ class TorchFunction:
             plain = self.layout.plain  # then the graph begins and ends with y's own shape, two nodes less
             y = (y.view(self.layout.shapes[0]) if plain else y).detach().requires_grad_()
             time = self._time(n, t).clone().requires_grad_() if self.differentiates_time else None
-            value = self._checked_value if plain else self._checked
-            return TorchLinearisation(self, y, self.peers.call(value, n, t, y, time), n, time)
+            value, begin = self._checked_value if plain else self._checked, count_nodes()
+            return TorchLinearisation(self, y, self.peers.call(value, n, t, y, time), begin, n, time)
 
     def on_graph(self, n: int, t: float | Tensor, y: Tensor) -> Tensor:
         """f(t, y) on the caller's graph, for differentiation by autograd; t may be on a graph of its own.
@@ -116,14 +120,47 @@ class TorchFunction:
         shaped = self.layout.plain and y.shape == self.layout.shapes[0]
         return self.peers.call(self._checked_value if shaped else self._checked, n, t, y)
 
-    def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: ParameterBar) -> list[Tensor]:
-        """The cotangents of leaves of a graph from those of its outputs, flat; the parameters' go to theta_bar."""
-        used = {x: bar.view(x.shape) for x, bar in outputs.items() if x.requires_grad}
-        inputs = (*leaves, *self.parameters)
-        found = torch.autograd.grad(tuple(used), inputs, tuple(used.values()), allow_unused=True)
-        theta_bar.add(found[len(leaves) :])
-        bars = zip(found[: len(leaves)], leaves, strict=True)
-        return [(torch.zeros_like(x) if bar is None else bar).reshape(-1) for bar, x in bars]
+    def pull(
+        self, outputs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...], begin: int, theta_bar: ParameterBar
+    ) -> list[Tensor]:
+        """The cotangents of leaves of a graph from (output, its cotangent), flat; the parameters' go to theta_bar.
+
+        begin : `count_nodes()` before the graph was made
+        """
+        used = [(x, bar.view(x.shape)) for x, bar in outputs if x.requires_grad]
+        border = Border()
+        if self.reached.has_outside:  # else the walks over parts of steps have found none
+            border = self.reached.require([x for x, _ in used], begin, *leaves)
+        found = self.products(used, leaves, border, theta_bar)
+        return [(torch.zeros_like(x) if bar is None else bar).reshape(-1) for bar, x in zip(found, leaves, strict=True)]
+
+    def products(
+        self,
+        outputs: Sequence[tuple[Tensor, Tensor]],
+        leaves: tuple[Tensor, ...],
+        border: Border,
+        theta_bar: ParameterBar,
+        *,
+        retain: bool = False,
+    ) -> Sequence[Tensor | None]:
+        """The cotangents of leaves; those of the parameters and at the border are added to theta_bar."""
+        parameters, edges = self.parameters, border.edges
+        asked = parameters
+        if border.direct is not None:
+            asked = tuple(p for i, p in enumerate(parameters) if i in border.direct)
+        if not outputs:
+            return [None] * len(leaves)
+        outs, bars = zip(*outputs, strict=True)
+        inputs: Any = (*leaves, *asked, *edges)
+        found = torch.autograd.grad(outs, inputs, bars, retain_graph=retain or border.retain, allow_unused=True)
+        k = len(leaves)
+        if border.direct is None:
+            theta_bar.add(found[k:])
+        else:
+            theta_bar.add_outside(edges, found[k + len(asked) :])
+            direct = iter(found[k : k + len(asked)])
+            theta_bar.add([next(direct) if i in border.direct else None for i in range(len(parameters))])
+        return found[:k]
 
     def put_times_on_graph(self, times: Tensor) -> None:
         """Let `on_graph` pass these times, (N+1,) on a graph of their own."""
@@ -139,17 +176,19 @@ class TorchFunction:
     def _checked(self, n: int, t: float | Tensor, y: Tensor, time: Tensor | None = None) -> Tensor:
         """f on a flat state, flat."""
         value = self._call(n, t, self.layout.unflatten(y), time, y)
-        return self._finite(n, t, self.layout.flatten(value, self.dtype, "func"))
+        return self._finite(n, t, y, self.layout.flatten(value, self.dtype, "func", cast=self.casts))
 
     def _checked_value(self, n: int, t: float | Tensor, y: Tensor, time: Tensor | None = None) -> Tensor:
         """f on a state in the user's shape, for a plain layout."""
         value = self._call(n, t, y, time, y)
-        self.layout.check(0, value, self.dtype, "func")
-        return self._finite(n, t, value)
+        return self._finite(n, t, y, self.layout.accept(0, value, self.dtype, "func", cast=self.casts))
 
-    def _finite(self, n: int, t: float | Tensor, value: Tensor) -> Tensor:
+    def _finite(self, n: int, t: float | Tensor, y: Tensor, value: Tensor) -> Tensor:
+        """The value, in memory other than y's, which the sweeps write to."""
         if value.device != self.device:
             raise ValueError(f"func must return a tensor on y's device, {self.device}: got {value.device}")
+        if 0 <= value.data_ptr() - y.data_ptr() < y.numel() * y.element_size():
+            value = value.clone()
         if self.trusted or all_finite(value.detach()):
             return value
         of = "" if self._grid is None else f" of {self._grid.steps}"
@@ -162,7 +201,10 @@ class TorchFunction:
         if self.draws is not None:
             self.draws.enter(n)
         try:
-            value = self.func(self._time(n, t) if time is None else time, state)
+            time = self._time(n, t) if time is None else time
+            time = time if self.layout.narrow is None else time.to(self.layout.narrow)
+            with self.autocast.active():
+                value = self.func(time, state)
             if y._version != version:
                 raise RuntimeError(f"func changed y in place at t={float(t):.6g}: {_IN_PLACE}")
             return value
@@ -174,7 +216,8 @@ class TorchFunction:
 
 def all_finite(x: Tensor) -> bool:
     """Whether no entry is NaN or inf; one reduction, as a finite sum has finite terms, unless that merely overflows."""
-    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
+    flat = x.reshape(-1)
+    return math.isfinite(torch.dot(flat, flat).item()) or bool(torch.isfinite(x).all())
 
 
 def non_finite(where: str) -> NonFiniteError:
@@ -188,10 +231,13 @@ def non_finite(where: str) -> NonFiniteError:
 class TorchLinearisation:
     """f at one state, with the graph of its evaluation; y and out have one shape, the user's or (d,)."""
 
-    __slots__ = ("_function", "_n", "_out", "_time", "_y", "value")
+    __slots__ = ("_begin", "_function", "_n", "_out", "_time", "_y", "value")
 
-    def __init__(self, function: TorchFunction, y: Tensor, out: Tensor, n: int = 0, time: Tensor | None = None) -> None:
-        self._function, self._y, self._out, self._n, self._time = function, y, out, n, time
+    def __init__(
+        self, function: TorchFunction, y: Tensor, out: Tensor, begin: int, n: int = 0, time: Tensor | None = None
+    ) -> None:
+        self._function, self._y, self._out, self._begin = function, y, out, begin
+        self._n, self._time = n, time
         self.value = out.detach().reshape(-1)
 
     def vjp(self, v: Tensor, theta_bar: ParameterBar | None = None, *, retain: bool = False) -> Tensor:
@@ -203,17 +249,18 @@ class TorchLinearisation:
             if theta_bar is not None and self._time is not None:
                 theta_bar.add_time(self._n, None)
             return torch.zeros_like(v)
-        inputs: tuple[Tensor, ...] = (self._y,)
-        if theta_bar is not None:
-            inputs += self._function.parameters if self._time is None else (*self._function.parameters, self._time)
-            self._function.reached.require(self._out, self._y, self._time)
-        out = self._out
-        y_bar, *bars = torch.autograd.grad(out, inputs, v.view(out.shape), retain_graph=retain, allow_unused=True)
-        if theta_bar is not None:
+        function, out = self._function, self._out
+        v = v.view(out.shape)
+        bars: Sequence[Tensor | None]
+        if theta_bar is None:
+            bars = torch.autograd.grad(out, (self._y,), v, retain_graph=retain, allow_unused=True)
+        else:
+            leaves = (self._y,) if self._time is None else (self._y, self._time)
+            border = function.reached.require((out,), self._begin, *leaves)
+            bars = function.products([(out, v)], leaves, border, theta_bar, retain=retain)
             if self._time is not None:
-                theta_bar.add_time(self._n, bars.pop())
-            theta_bar.add(bars)
-        return torch.zeros_like(v) if y_bar is None else y_bar.reshape(-1)
+                theta_bar.add_time(self._n, bars[1])
+        return torch.zeros_like(v).reshape(-1) if bars[0] is None else bars[0].reshape(-1)
 
     def jvp(self, v: Tensor, theta_dot: Sequence[Tensor] | None = None) -> Tensor:
         """J v, and P theta_dot when given (one tangent for each parameter)."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from petsc4py import PETSc
 from torch import Tensor
 
-from .base import Linearisation, System, Weight
+from .base import Linearisation, OnGraph, System, Weight
 from .mass import Mass
 from .operators import MatrixFree
 from .parameter_bar import ParameterBar
+from .reached import count_nodes
 from .stage_solver import Staged, StageSolver
 from .torch_function import TorchFunction, all_finite, non_finite
 
@@ -70,29 +72,31 @@ class TorchSystem(Staged):
             operator = MatrixFree(vec, function.dtype, blocks, mass)
             self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers, mass)
 
-    def on_graph(self, at: Any, y: Tensor) -> tuple[System, tuple[Tensor, ...], Any]:
+    def on_graph(self, at: Any, y: Tensor) -> OnGraph:
         """f on autograd's graph, the leaves y (and t, h where its time is differentiated), the step on them."""
-        function, graph = self.function, cast(System, GraphSystem(self))
+        function, graph, begin = self.function, cast(System, GraphSystem(self)), count_nodes()
         shape = function.layout.shapes[0] if function.layout.plain else y.shape
         leaf = y.view(shape).detach().requires_grad_()
         if not function.differentiates_time:
-            return graph, (leaf,), at
+            return OnGraph(graph, (leaf,), at, begin)
         t, h = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (at.t, at.h))
         t1 = t + h + (at.t1 - (at.t + at.h))
-        return graph, (leaf, t, h), at._replace(t=t, h=h, t1=t1)
+        return OnGraph(graph, (leaf, t, h), at._replace(t=t, h=h, t1=t1), begin)
 
     def require_finite(self, n: int, t: float, t1: float, *values: Tensor) -> None:
         """Raise NonFiniteError, on every rank, where one of step n's values is NaN or inf."""
         where = f"between t={t:.6g} and t={t1:.6g}, step {n}"
         self.function.peers.agree(None if all(map(all_finite, values)) else non_finite(where))
 
-    def require_reached(self, out: Tensor, *inputs: Tensor) -> None:
+    def require_reached(self, out: Tensor, begin: int, *inputs: Tensor) -> None:
         """Raise ValueError where the graph from inputs to out has a leaf that no gradient will reach. Collective."""
-        self.function.peers.call(self.function.reached.require, out, *inputs)
+        self.function.peers.call(self.function.reached.require, (out,), begin, *inputs)
 
-    def pull(self, outputs: dict[Tensor, Tensor], leaves: tuple[Tensor, ...], theta_bar: ParameterBar) -> list[Tensor]:
-        """The cotangents of such leaves from those of outputs, flat; the parameters' are added to theta_bar."""
-        return self.function.peers.call(self.function.pull, outputs, leaves, theta_bar)
+    def pull(
+        self, outputs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...], begin: int, theta_bar: ParameterBar
+    ) -> list[Tensor]:
+        """The cotangents of such leaves from (output, its cotangent), flat; the parameters' are added to theta_bar."""
+        return self.function.peers.call(self.function.pull, outputs, leaves, begin, theta_bar)
 
     @property
     def parts(self) -> tuple[System, ...]:
