@@ -70,20 +70,26 @@ class Stage(NamedTuple):
     x : X_n; None for the last step of an explicit scheme, where f need not be evaluated
     predictor : p of a predictor-corrector step
     kept : the linearisations at p and at y, where they were kept or came free
+    slopes : the values of f that the step is made of, for the backward pass to compare with
     """
 
     y: Tensor
     x: Tensor | None = None
     predictor: Tensor | None = None
     kept: tuple[Linearisation | None, ...] = (None, None)
+    slopes: tuple[Tensor, ...] = ()
 
 
 class StepAdjoint(NamedTuple):
-    """What the transpose of a step gives: r_bar by channel, X_n once more, and the elementwise cotangent of w."""
+    """What the transpose of a step gives: r_bar by channel, X_n once more, and the elementwise cotangent of w.
+
+    slopes : the values of f, as in `Stage`
+    """
 
     r_bar: tuple[Tensor, ...]
     x: Tensor | None
     w_bar: Tensor | None
+    slopes: tuple[Tensor, ...] = ()
 
 
 class Scheme(ABC):
@@ -192,7 +198,7 @@ class ExplicitScheme(Scheme):
             return StepAdjoint((total(y_bar, stage.y),), None, None)
         f = linearised(system, at, stage)
         r_bar = plus(f.vjp(x_bar, theta_bar), y_bar)
-        return StepAdjoint((r_bar,), f.value, None)
+        return StepAdjoint((r_bar,), f.value, None, (f.value,))
 
 
 class ImplicitScheme(Scheme):
@@ -204,7 +210,7 @@ class ImplicitScheme(Scheme):
         """Solve for y; f at y comes free."""
         y, f = system.solve(at.n, at.t, r[0], at.w, guess)
         x = f.value if self.form == "integral" else y - y0
-        return Stage(y, x, kept=(None, f if at.keep else None))
+        return Stage(y, x, kept=(None, f if at.keep else None), slopes=(f.value,))
 
     def step_tangent(
         self, system: System, at: StepData, stage: Stage, tangent: StepTangent
@@ -237,7 +243,8 @@ class ImplicitScheme(Scheme):
         r_bar = system.solve_transpose(at.n, at.t, f, at.w, b)
         f_bar = r_bar * at.w
         f.vjp(f_bar if x_bar is None or not integral else f_bar + x_bar, theta_bar)
-        return StepAdjoint((r_bar,), f.value if integral else stage.y - y0, f.value * r_bar)
+        x = f.value if integral else stage.y - y0
+        return StepAdjoint((r_bar,), x, f.value * r_bar, (f.value,))
 
 
 def check_order(name: str, alpha: Iterable[float]) -> None:
@@ -250,9 +257,10 @@ def check_order(name: str, alpha: Iterable[float]) -> None:
 def with_slope(system: System, at: StepData, stage: Stage) -> Stage:
     """The stage with X = f(t, y), its graph kept where asked for."""
     if not at.keep:
-        return stage._replace(x=system.evaluate(at.n, at.t, stage.y))
+        x = system.evaluate(at.n, at.t, stage.y)
+        return stage._replace(x=x, slopes=(*stage.slopes, x))
     f = system.linearise(at.n, at.t, stage.y)
-    return stage._replace(x=f.value, kept=(stage.kept[0], f))
+    return stage._replace(x=f.value, kept=(stage.kept[0], f), slopes=(*stage.slopes, f.value))
 
 
 def linearised(system: System, at: StepData, stage: Stage) -> Linearisation:

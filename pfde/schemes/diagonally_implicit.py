@@ -25,6 +25,7 @@ Hairer, Wanner II, IV.6 (doi:10.1007/978-3-642-05221-7); Kennedy, Carpenter 2003
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -77,6 +78,13 @@ class _Implicit(OneStep):
             step = self.step(system, at, y, keep=graphs)
             states, kept = step.states, step.kept
         return Sources(system.parts, at, self.nodes, [*states[: self.tableau.stages], y1], kept)
+
+    def marked(self, step: Step) -> Sequence[Tensor]:
+        return step.slopes[: self._slopes]
+
+    def marked_again(self, at: Interval, sources: Sources) -> Sequence[Tensor]:
+        found = [sources.values.get(i) for i in range(self._slopes)]
+        return [k for k in found if k is not None] if None not in found else []
 
     def _between(self, y: Tensor, y1: Tensor) -> list[Tensor]:
         """The stages of a determined method."""

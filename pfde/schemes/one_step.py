@@ -18,7 +18,7 @@ The step size itself is data: with adaptive steps it is frozen, as the sweep has
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -53,6 +53,7 @@ class Step(NamedTuple):
     slopes : K_i; of a split method the implicit ones, then the explicit ones
     kept : their linearisations, where they were to be kept
     graph : of an explicit method, in place of the linearisations, the whole step on autograd's graph
+    increment : of an explicit method, y_{n+1} - y_n before it was added
     """
 
     y: Tensor
@@ -60,6 +61,7 @@ class Step(NamedTuple):
     slopes: list[Tensor]
     kept: list[Linearisation]
     graph: StepGraph | None = None
+    increment: Tensor | None = None
 
 
 class StepGraph(NamedTuple):
@@ -120,6 +122,7 @@ class Sources:
     Attributes
     ----------
     remember : whether the slopes are to be kept, in `values`
+    increment : of a step that was taken again on autograd's graph
     """
 
     def __init__(
@@ -135,6 +138,7 @@ class Sources:
         self._systems, self._at, self._nodes, self._states = systems, at, nodes, states
         self._kept: dict[int, Linearisation] = dict(enumerate(kept))
         self.remember = False
+        self.increment: Tensor | None = None
         self.values: dict[int, Tensor] = {}
 
     def take(self, i: int) -> Linearisation:
@@ -257,6 +261,14 @@ class OneStep(ABC):
         """
 
     @abstractmethod
+    def marked(self, step: Step) -> Sequence[Tensor]:
+        """What a step is recognised by when it is taken again: values of f, or a sum of them."""
+
+    @abstractmethod
+    def marked_again(self, at: Interval, sources: Sources) -> Sequence[Tensor]:
+        """The same from what its transpose has taken; empty where that is not all."""
+
+    @abstractmethod
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         """The tangent of y_{n+1} along those of y_n and of the parameters."""
 
@@ -287,6 +299,40 @@ def combine(
     if total is None:
         return y if out is None else out.copy_(y)
     return total
+
+
+def increment(h: float, weights: Sequence[tuple[int, float]], slopes: Mapping[int, Tensor]) -> Tensor:
+    """h sum_i w_i K_i."""
+    total: Tensor | None = None
+    for i, w in weights:
+        total = accumulate(total, h * w, slopes[i])
+    assert total is not None
+    return total
+
+
+def advance(
+    y: Tensor,
+    h: float | Tensor,
+    weights: Sequence[tuple[int, float]],
+    slopes: Sequence[Tensor],
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y + h sum_i w_i K_i, a new tensor, or `out`, and the increment, summed before it is added to y.
+
+    Added term by term, each sum would lose the digits of an increment that y has not.
+    """
+    if isinstance(h, Tensor):  # with the values that a number h gives, to the bit
+        value, change = advance(y.detach(), float(h.detach()), weights, [k.detach() for k in slopes])
+        for i, w in weights:
+            y = y + slopes[i] * (h * w).to(y)
+        return y + (value - y.detach()), change
+    change = slopes[weights[0][0]] * (h * weights[0][1])
+    for i, w in weights[1:]:
+        if change.requires_grad:
+            change = torch.add(change, slopes[i], alpha=h * w)
+        else:
+            change.add_(slopes[i], alpha=h * w)
+    return torch.add(y, change, out=out), change
 
 
 def accumulate(total: Tensor | None, weight: float, x: Tensor) -> Tensor:

@@ -132,7 +132,8 @@ class PredictorCorrector(Scheme):
         corrector, p = r
         predicted = with_slope(system, at, Stage(p))
         assert predicted.x is not None
-        stage = Stage(corrector + predicted.x * at.w, predictor=p, kept=(predicted.kept[1], None))
+        y = corrector + predicted.x * at.w
+        stage = Stage(y, predictor=p, kept=(predicted.kept[1], None), slopes=predicted.slopes)
         return stage if at.last else with_slope(system, at, stage)
 
     def step_tangent(
@@ -163,7 +164,8 @@ class PredictorCorrector(Scheme):
             corrector_bar, x = plus(f.vjp(x_bar, theta_bar), y_bar), f.value
         f = self._at_predictor(system, at, stage)
         p_bar = f.vjp(corrector_bar * at.w, theta_bar)
-        return StepAdjoint((corrector_bar, p_bar), x, f.value * corrector_bar)
+        slopes = (f.value,) if x is None else (f.value, x)
+        return StepAdjoint((corrector_bar, p_bar), x, f.value * corrector_bar, slopes)
 
     @staticmethod
     def _at_predictor(system: System, at: StepData, stage: Stage) -> Linearisation:

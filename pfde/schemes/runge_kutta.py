@@ -19,6 +19,7 @@ first-same-as-last tableau and one stage more of another. Cost: s evaluations fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ from .one_step import (
     StepGraph,
     TimeBars,
     accumulate,
+    advance,
     combine,
+    increment,
     inner,
     nonzero,
     polynomial,
@@ -88,7 +91,8 @@ class RungeKutta(OneStep):
             return self._step_graph(system, at, y)
         step = Step(y, [], [], [])
         self._extend(step, system, at, y, self._end, first=first, rows=rows)
-        return step._replace(y=combine(y, at.h, self._b, step.slopes, out))
+        y1, change = advance(y, at.h, self._b, step.slopes, out)
+        return step._replace(y=y1, increment=change)
 
     def _step_graph(self, system: System, at: Interval, y: Tensor, *, dense: bool = False) -> Step:
         """The step on autograd's graph, with the slope at the end where asked for."""
@@ -98,11 +102,12 @@ class RungeKutta(OneStep):
             self._extend(step, graph, at, leaves[0], self._end)
             turn = at.n % self._end  # one stage of every step in turn: a walk over all graphs costs 4 % of the time
             system.require_reached(step.slopes[turn], begin, step.states[turn], *leaves)
-            y1 = combine(leaves[0], at.h, self._b, step.slopes)
+            y1, change = advance(leaves[0], at.h, self._b, step.slopes)
             if dense:
                 self._extend(step._replace(y=y1), graph, at, leaves[0], self._end + 1)
         slopes = [k.detach().reshape(-1) for k in step.slopes]
-        return Step(y1.detach().reshape(-1), [y], slopes, [], StepGraph(at, leaves, begin, y1, step.slopes))
+        graph_of_step = StepGraph(at, leaves, begin, y1, step.slopes)
+        return Step(y1.detach().reshape(-1), [y], slopes, [], graph_of_step, change.detach().reshape(-1))
 
     def _extend(
         self,
@@ -150,7 +155,9 @@ class RungeKutta(OneStep):
             step.states.extend((y, *rows.unbind(0)))
         elif graphs:
             step = self._step_graph(system, at, y, dense=dense)
-            return Sources(system.parts, at, self.nodes, [y1] * len(self.nodes), [], step.graph)
+            sources = Sources(system.parts, at, self.nodes, [y1] * len(self.nodes), [], step.graph)
+            sources.increment = step.increment
+            return sources
         else:  # the last slope is of no use to other stages
             self._extend(step, system, at, y, self._end - 1)
             step.states.append(combine(y, at.h, self._a[self._end - 1], step.slopes))
@@ -201,6 +208,15 @@ class RungeKutta(OneStep):
             u[i] = u_i = pull(i, v)
             total = lam + u_i if total is None else total.add_(u_i)
         return StepBars(lam if total is None else total, bars.h, bars.t)
+
+    def marked(self, step: Step) -> Sequence[Tensor]:
+        return () if step.increment is None else (step.increment,)
+
+    def marked_again(self, at: Interval, sources: Sources) -> Sequence[Tensor]:
+        if sources.increment is not None:
+            return (sources.increment,)
+        taken = sources.values
+        return (increment(at.h, self._b, taken),) if all(i in taken for i, _ in self._b) else ()
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         assert sources.graph is None

@@ -34,6 +34,7 @@ from ..schemes.base import Stage, StepAdjoint, StepData, linearised
 from ..system.base import System, add_scaled
 from ..system.profile import event
 from .discretisation import Discretisation
+from .marks import Marks
 from .trajectory import Trajectory
 
 
@@ -55,6 +56,10 @@ class AdjointSweep:
     y_bar : the cotangents of the outputs, by step (0 is y_0); steps that are no output are absent
     theta_bar : receives the parameters' cotangents
     alpha, h : whether these cotangents are wanted
+
+    Attributes
+    ----------
+    marks : what f is compared with
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class AdjointSweep:
         # sum_n sigma'_n r_bar_n, to be multiplied by F_0
         self._slope_dot_bar = zero.clone() if alpha and trajectory.slope is not None else None
         self._events = event("FDEAdjoint"), event("FDEHistory")
+        self.marks: Marks | None = None
 
     def reverse(self, n1: int, n0: int) -> None:
         """Reverse the steps n1, n1-1, ..., n0+1."""
@@ -98,6 +104,8 @@ class AdjointSweep:
         step = self._scheme.step_adjoint(
             self._system, at, stage, self._trajectory.y0, self._y_bar.get(n), x_bar, self._theta_bar
         )
+        if self.marks is not None:
+            self.marks.compare(n, step.slopes, lambda factor: self._again(at, stage, factor))
         if self._alpha_bar is not None:
             self._add_alpha(n, step, None if at.last else x_bars[1])
         if self._h_bar is not None:
@@ -109,6 +117,16 @@ class AdjointSweep:
             if self._slope_bar is not None:
                 self._discretisation.weights.add_start(c, n, self._slope_bar, r_bar)
         self._history.push(n, step.r_bar)
+
+    def _again(self, at: StepData, stage: Stage, factor: float) -> list[Tensor]:
+        """The step's values of f once more, as the forward pass had them, but for the factor."""
+        system, scheme = self._system, self._scheme
+        states = [] if stage.predictor is None else [stage.predictor]
+        if scheme.implicit or not at.last:
+            states.append(stage.y)
+        if scheme.implicit:
+            return [system.linearise(at.n, at.t, factor * y).value for y in states]
+        return [system.evaluate(at.n, at.t, factor * y) for y in states]
 
     def _predictor(self, n: int) -> Tensor | None:
         """p_n of `pece`, where it has to be built again."""
@@ -157,6 +175,11 @@ class AdjointSweep:
         if self._slope_bar is not None:
             f = linearised(self._system, self._discretisation.at(0), trajectory.initial_stage())
             y0_bar.add_(f.vjp(self._slope_bar, self._theta_bar))
+            if self.marks is not None:
+                at = self._discretisation.at(0)
+                self.marks.compare(
+                    0, (f.value,), lambda factor: [self._system.evaluate(0, at.t, factor * trajectory.y0)]
+                )
         if self._alpha_bar is None:
             return Cotangents(y0_bar, None, self._finish_h())
         if self._slope_dot_bar is not None:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from .marks import Marks
+
 T = TypeVar("T", covariant=True)
 
 
@@ -23,6 +25,10 @@ class Record(Protocol):
 
     whole: bool
     spent: bool
+
+    @property
+    def keep(self) -> str | None:
+        """What is kept beside the states; None where nothing is."""
 
     @property
     def row_bytes(self) -> int:
@@ -47,6 +53,7 @@ class Forward(Protocol):
     n: int
     y: Tensor
     witness: Callable[[int, Tensor], None] | None
+    marks: Marks | None
 
     @property
     def broken(self) -> bool:
@@ -74,6 +81,8 @@ class Forward(Protocol):
 
 class Adjoint(Protocol[T]):
     """A backward pass in progress."""
+
+    marks: Marks | None
 
     def reverse(self, n1: int, n0: int) -> None:
         """Reverse the steps n1, n1-1, ..., n0+1."""

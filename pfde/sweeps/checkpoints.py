@@ -19,15 +19,22 @@ import torch
 from checkpoint_schedules import CheckpointAction, Copy, EndForward, EndReverse, Forward, Move, Reverse, StorageType
 from torch import Tensor
 
-from ..errors import ReplayError
+from ..errors import PfdeError, ReplayError
 from ..schedules import Schedule, Sizes, StoreAll
 from ..schedules.storage import Snapshot, SnapshotStore
 from ..system.base import System
 from ..system.peers import Peers
 from .base import Adjoint, Record
 from .base import Forward as ForwardPass
+from .marks import Marks
 
 T = TypeVar("T")
+
+_REMEDY = (
+    "func must give the same values again; between the passes change nothing that it uses in place (optimizer.step(), "
+    "p.data.copy_(), a number or a list that it reads), keep no state in it from call to call, draw random numbers "
+    "with torch's default generator only, or keep its graphs: gradient=pfde.Discrete(store='graph') or pfde.Backprop()"
+)
 
 
 class Fingerprints:
@@ -80,11 +87,11 @@ class CheckpointedSweep:
     system : f
     schedule : None for a solve without gradient
     peers : the ranks that share the state; what happens to a snapshot on one rank is known to all
-    fingerprints : those of an earlier pass over the same steps, for this one to be compared with
+    fingerprints, marks : those of an earlier pass over the same steps, for this one to be compared with
 
     Attributes
     ----------
-    trajectory, fingerprints
+    trajectory, fingerprints, marks
     generators : torch's random states at the start, where f draws numbers
     snapshots : the store of this solve, with its peaks
     recomputed : evaluations of f in steps taken again
@@ -98,6 +105,7 @@ class CheckpointedSweep:
         schedule: Schedule | None,
         peers: Peers,
         fingerprints: Fingerprints | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self.trajectory, self._system, self._peers = trajectory, system, peers
         self.generators = system.generators()
@@ -112,7 +120,11 @@ class CheckpointedSweep:
         self._keeps_all = trajectory.whole or isinstance(schedule, StoreAll)  # no step is taken twice
         if trajectory.whole:
             trajectory.open(0, 0)  # predictors that no history could give again are kept from the first step on
+        self.marks = marks
         if schedule is not None:
+            if marks is None and trajectory.keep != "graph":  # else f is not evaluated again
+                self.marks = Marks(alone=peers.alone)
+            self._sweep.marks = self.marks
             self._sweep.witness = self.fingerprints.witness  # no method of self: a cycle would outlive the solve
             # One plan for all ranks, whose parts of the state may differ: that of the largest.
             draws = 0 if trajectory.whole else sum(x.numel() for x in self.generators)  # bytes; kept with each
@@ -234,6 +246,7 @@ class CheckpointedSweep:
     def reverse(self, adjoint: Adjoint[T]) -> T:
         """The whole backward pass: execute the schedule from EndForward on. Releases the trajectory."""
         self._reversing = True
+        adjoint.marks = self.marks
         try:
             while not isinstance(action := self._next(), EndReverse):
                 if isinstance(action, Forward):
@@ -241,9 +254,15 @@ class CheckpointedSweep:
                 elif isinstance(action, Reverse):
                     self._prefetch()
                     adjoint.reverse(action.n1, action.n0)
+                    self._check_marks()
                 else:
                     self._load(action)
-            return adjoint.finish()
+            bars = adjoint.finish()
+            self._check_marks()
+            return bars
+        except PfdeError as error:
+            self._explain(error)
+            raise
         finally:
             self.release()
 
@@ -313,14 +332,30 @@ class CheckpointedSweep:
 
     # -- the replay ----------------------------------------------------------------------------------------------
 
+    def _check_marks(self) -> None:
+        """Raise ReplayError, on every rank, where f was another than in the forward pass. Collective."""
+        if self.marks is None:
+            return
+        mismatch, self.marks.mismatch = self.marks.mismatch, None
+        self._peers.agree(None if mismatch is None else self._another(mismatch))
+
+    def _explain(self, error: PfdeError) -> None:
+        """Raise ReplayError in place of an error that comes of f being another."""
+        if self.marks is not None and self.marks.mismatch is not None and self._peers.alone:
+            raise self._another(self.marks.mismatch) from error
+
+    def _another(self, n: int) -> ReplayError:
+        return ReplayError(
+            f"func, evaluated again for the backward pass at step {n} of {self.steps}, is not what it was in the "
+            f"forward pass: {_REMEDY}"
+        )
+
     def _check_replay(self) -> None:
         mismatch, self.fingerprints.mismatch = self.fingerprints.mismatch, None
         error = None
         if mismatch is not None:
             error = ReplayError(
                 f"step {mismatch} of {self.steps}, computed again for the backward pass, is not what it was in "
-                "the forward pass: func must give the same values again; do not change its parameters or buffers "
-                "between forward and backward, keep no state in it from call to call, draw random numbers with torch's "
-                "default generator only, or keep all states with gradient=pfde.Discrete(schedule=pfde.StoreAll())"
+                f"the forward pass: {_REMEDY}"
             )
         self._peers.agree(error)

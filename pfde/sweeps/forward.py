@@ -20,6 +20,7 @@ from ..system.base import System
 from ..system.peers import Peers
 from ..system.profile import event
 from .checkpoints import CheckpointedSweep
+from .marks import Marks
 from .trajectory import Trajectory
 
 
@@ -31,18 +32,20 @@ class ForwardSweep:
     n : the last step taken
     y : y_n
     witness : sees (n, y_n) after every step
+    marks : keeps what f gave
     """
 
     def __init__(self, trajectory: Trajectory, system: System) -> None:
         self.trajectory, self._system = trajectory, system
         self._discretisation = trajectory.discretisation
         self._scheme = self._discretisation.scheme
-        self._graph = trajectory.store == "graph"
+        self._graph = trajectory.keep == "graph"
         self._history: Convolution | None = self._discretisation.operator.forward(
             [trajectory.x_rows] if trajectory.whole else []
         )
         self._events = event("FDEForward"), event("FDEHistory")
         self.witness: Callable[[int, Tensor], None] | None = None
+        self.marks: Marks | None = None
         self.n = 0
         self.y = trajectory.y0
         if self._scheme.uses_initial_slope and trajectory.slope is None:
@@ -81,6 +84,10 @@ class ForwardSweep:
         stage = self._scheme.step(self._system, at, r, y0, self.y)
         trajectory.record(n, stage)
         self.n, self.y = n, stage.y
+        if self.marks is not None:
+            if n == 1 and trajectory.slope is not None:
+                self.marks.keep(0, (trajectory.slope,))
+            self.marks.keep(n, stage.slopes)
         if self.witness is not None:
             self.witness(n, stage.y)
         return stage
@@ -119,7 +126,7 @@ def take_again(run: CheckpointedSweep, system: System, schedule: Schedule, peers
     system.restore_generators(0, run.generators)
     spent = run.trajectory
     assert isinstance(spent, Trajectory)
-    fresh = Trajectory(spent.discretisation, spent.y0, spent.store)
-    new = CheckpointedSweep(ForwardSweep(fresh, system), fresh, system, schedule, peers, run.fingerprints)
+    fresh = Trajectory(spent.discretisation, spent.y0, spent.keep)
+    new = CheckpointedSweep(ForwardSweep(fresh, system), fresh, system, schedule, peers, run.fingerprints, run.marks)
     new.advance(new.steps)
     return new

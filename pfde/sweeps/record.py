@@ -166,6 +166,11 @@ class StepRecord:
         rows = None if self._stages is None else self._stages.row(k)
         return self.scheme.stages(system, at, y, y1, dense=dense, graphs=self.keep != "symplectic", rows=rows)
 
+    def start(self, n: int) -> Tensor:
+        """The state before step n, which is kept."""
+        assert self._states is not None
+        return self._states.row(n - 1 - self._leaf[0])
+
     def release(self) -> None:
         """Give up all buffers."""
         self.spent = True

@@ -20,6 +20,7 @@ from ..schemes.one_step import Interval, Step, combine
 from ..system.base import System
 from ..system.profile import event
 from .control import Controller
+from .marks import Marks
 from .outputs import Outputs
 from .record import StepRecord
 
@@ -50,6 +51,7 @@ class StepSweep:
     n : the last step taken
     y : y_n
     witness : sees (n, y_n) after every step
+    marks : keeps what f gave
     watch : sees every step of the first pass, and may end the solve with it, the last output inside
     limit : what ended the solve early, where `stop_at_limit` allows that; else it is raised
     """
@@ -65,6 +67,7 @@ class StepSweep:
         self._slope: Tensor | None = None  # f(t_n, y_n), where it is known
         self._h = 0.0
         self.witness: Callable[[int, Tensor], None] | None = None
+        self.marks: Marks | None = None
         self.watch: Watch | None = None
         self.stop_at_limit = False
         self.limit: StepLimitError | None = None
@@ -191,6 +194,8 @@ class StepSweep:
         self.record.record(at.n, step, dense=dense)
         self._slope = self._scheme.reusable_slope(step) if self._reuse else None
         self.n, self.y = at.n, step.y
+        if self.marks is not None:
+            self.marks.keep(at.n, self._scheme.marked(step))
         if watch is not None and ends:
             outputs.place(watch.locate(at, lambda theta, k: self._dense(at, y, step, theta, k)))
             self._times.end(at.n)

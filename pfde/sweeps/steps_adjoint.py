@@ -8,6 +8,7 @@ outputs. It is reverse-accurate: the gradient of the discrete solution on its re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..schemes.one_step import Interval, Sources, accumulate, inner
 from ..system.base import System
 from ..system.profile import event
+from .marks import Marks
 from .outputs import Output, Outputs
 from .record import StepRecord
 
@@ -34,6 +36,7 @@ class StepAdjointSweep:
     Attributes
     ----------
     t_bar : the cotangents of the output times, T numbers
+    marks : what f is compared with
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class StepAdjointSweep:
         self._lam: Tensor | None = None
         self.t_bar = [0.0] * len(record.times.anchors)
         self._event = event("FDEAdjoint")
+        self.marks: Marks | None = None
 
     def reverse(self, n1: int, n0: int) -> None:
         """Reverse the steps n1, n1-1, ..., n0+1."""
@@ -71,14 +75,21 @@ class StepAdjointSweep:
                 slope_bars[i] = accumulate(slope_bars.get(i), at.h * b, self._y_bar[index])
         lam = self._y_bar.new_zeros(self._y_bar.shape[1]) if self._lam is None else self._lam
         sources = record.sources(self._system, at, dense=bool(inside))
-        sources.remember = self._wants_times and bool(inside)
+        sources.remember = self.marks is not None or (self._wants_times and bool(inside))
         bars = scheme.adjoint(self._system, at, sources, lam, slope_bars, self._theta_bar, times=self._wants_times)
+        if self.marks is not None:
+            self.marks.compare(at.n, scheme.marked_again(at, sources), lambda factor: self._again(at, factor))
         self._lam = bars.y
         for index, _ in inside:
             self._lam.add_(self._y_bar[index])
         if self._wants_times:
             t_bar, h_bar = self._place(at, sources, inside)
             record.times.pull(self.t_bar, at.n, bars.t + t_bar, bars.h + h_bar)
+
+    def _again(self, at: Interval, factor: float) -> Sequence[Tensor]:
+        """What the step is recognised by, once more, as the forward pass had it, but for the factor at y."""
+        scheme = self._record.scheme
+        return scheme.marked(scheme.step(self._system, at, factor * self._record.start(at.n)))
 
     def _place(self, at: Interval, sources: Sources, inside: list[Output]) -> tuple[float, float]:
         """The cotangents of t and h from where the outputs lie in the step; those of the outputs' times are added."""

@@ -33,19 +33,19 @@ class Trajectory:
     ----------
     discretisation : the scheme on its grid
     y0 : (d,) the initial state
-    store : what to keep beside the states for the backward pass; None for a solve without gradient
+    keep : what to keep beside the states for the backward pass; None for a solve without gradient
     """
 
-    def __init__(self, discretisation: Discretisation, y0: Tensor, store: Store | None) -> None:
-        self.discretisation, self.y0, self.store = discretisation, y0, store
+    def __init__(self, discretisation: Discretisation, y0: Tensor, keep: Store | None) -> None:
+        self.discretisation, self.y0, self.keep = discretisation, y0, keep
         scheme, steps, operator = discretisation.scheme, discretisation.grid.steps, discretisation.operator
         self.whole = not operator.bounded
         self.slope: Tensor | None = None  # F_0, where the scheme uses it
         self.x_rows = _rows(steps, y0) if self.whole else y0.new_empty(0)
-        differentiable_integral = store is not None and scheme.form == "integral"
+        differentiable_integral = keep is not None and scheme.form == "integral"
         self.y_rows = _rows(steps, y0) if self.whole and differentiable_integral else None
         self._rereads = operator.rereads
-        self._keeps_predictors = scheme.channels == 2 and store is not None and (store != "state" or not self._rereads)
+        self._keeps_predictors = scheme.channels == 2 and keep is not None and (keep != "state" or not self._rereads)
         self._leaf: tuple[int, int] = (0, 0)
         self._predicted: tuple[int, int] = (0, 0)  # the steps whose predictors are kept
         self._states: Tensor | None = None
@@ -61,7 +61,7 @@ class Trajectory:
 
     def open(self, first: int, last: int) -> None:
         """Keep from now on what the adjoint of the steps first+1..last needs, and nothing of others."""
-        if self.store is None:
+        if self.keep is None:
             return
         self._leaf = first, last
         self._kept = {n: kept for n, kept in self._kept.items() if n == 0 or first < n <= last}
@@ -92,7 +92,7 @@ class Trajectory:
         """Keep F_0, a copy: a function may return y itself."""
         assert stage.x is not None
         self.slope = stage.x.clone()
-        if self.store == "graph":
+        if self.keep == "graph":
             self._kept[0] = stage.kept
 
     def initial_stage(self) -> Stage:
@@ -118,7 +118,7 @@ class Trajectory:
             return
         if self._states is not None:
             self._states[n - 1 - self._leaf[0]].copy_(stage.y)
-        if self.store == "graph":
+        if self.keep == "graph":
             self._kept[n] = stage.kept
 
     def state(self, n: int) -> Tensor:
