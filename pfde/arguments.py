@@ -178,8 +178,10 @@ def check_ends(t: Any, grid: Grid) -> Tensor | None:
 def positive_step(step_size: Any) -> float:
     """step_size as a number."""
     h = as_number("step_size", step_size)
-    if not h > 0 or not math.isfinite(h):
-        raise ValueError(f"step_size must be positive and finite, for decreasing t too: got {h:g}")
+    if not h > 0:
+        raise ValueError(f"step_size must be positive, for decreasing t too: got {h:g}")
+    if math.isinf(h):
+        raise ValueError("step_size must be finite: got inf; for one step give the distance of two times")
     return h
 
 

@@ -172,6 +172,10 @@ def _check_limits(limits: Limits) -> None:
             raise ValueError(f"options: {name!r} must be positive: got {value:g}")
     if not 0 <= limits.min_step <= limits.max_step:
         raise ValueError(f"options: 'min_step' must be in [0, max_step={limits.max_step:g}]: got {limits.min_step:g}")
+    if limits.first_step is not None and limits.first_step < limits.min_step:
+        raise ValueError(
+            f"options: 'first_step' must not be below min_step={limits.min_step:g}: got {limits.first_step:g}"
+        )
     if not 0 < limits.shrink < 1:
         raise ValueError(f"options: 'dfactor' must be in (0, 1): got {limits.shrink:g}")
     if not limits.grow > 1:
