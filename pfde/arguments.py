@@ -199,8 +199,6 @@ def as_order(alpha: Any) -> Tensor:
     order = alpha if isinstance(alpha, Tensor) else _order_of(alpha)
     if not order.dtype.is_floating_point:
         raise TypeError(f"alpha must be floating point: got {order.dtype}; use alpha.double()")
-    if order.numel() == 0:
-        raise ValueError(f"alpha must have entries: got shape {tuple(order.shape)}")
     try:
         check_order("alpha", order.detach().reshape(-1).tolist())
     except ValueError as error:

@@ -93,8 +93,8 @@ def assert_same(got: list[Tensor], expected: list[Tensor]) -> None:
         (torch.tensor(0.5 + 0j), TypeError, r"alpha must be floating point: got torch.complex64"),
         (True, TypeError, "alpha must be a number or a tensor, .*: got bool"),
         ("0.5", TypeError, "alpha must be a number or a tensor, .*: got str"),
-        (None, TypeError, "alpha must be a number or a tensor: got NoneType"),
-        ([0.5, 0.5, 0.5], TypeError, "alpha must be a number or a tensor: got list of 3"),
+        (None, TypeError, "alpha must be a number or a tensor, .*: got NoneType"),
+        ([0.5, 1.5, 0.5], ValueError, r"alpha must be in \(0, 1\]: got 1.5"),
     ],
 )
 def test_alpha(method: str, alpha: object, error: type[Exception], message: str) -> None:
@@ -939,8 +939,8 @@ def test_cuda(method: str) -> None:
             ValueError,
             r"alpha requires a gradient.*use alpha=alpha.detach\(\) with learn_alpha=True",
         ),
-        ({"alpha": True}, TypeError, "alpha must be a number or a tensor: got bool"),
-        ({"alpha": "half"}, TypeError, "alpha must be a number or a tensor: got str"),
+        ({"alpha": True}, TypeError, "alpha must be a number or a tensor, .*: got bool"),
+        ({"alpha": "half"}, TypeError, "alpha must be a number or a tensor, .*: got str"),
         ({"alpha": 0.5, "t": (1.0, 0.0)}, ValueError, "t must be increasing"),
         ({"alpha": 0.5, "t": ()}, ValueError, "at least one time"),
         ({"alpha": 0.5, "t": 1.0}, ValueError, r"t must be one-dimensional with at least one time.*: got shape \(\)"),
