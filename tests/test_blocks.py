@@ -127,7 +127,8 @@ def test_a_functional_call_replaces_them(make) -> None:
     """The solve differentiates what the block has at the time, not what it was made with."""
     holder: list[nn.Module] = []
     rate = nn.Parameter(torch.tensor(0.5, dtype=D))
-    block = make(lambda t, y: -holder[0].params[0] * y, params=[rate])
+    kept = pfde.Discrete(store="graph")  # a lambda has the old parameter again when the call is over
+    block = make(lambda t, y: -holder[0].params[0] * y, params=[rate], gradient=kept)
     holder.append(block)
     new = torch.tensor(0.8, dtype=D, requires_grad=True)
     y = torch.func.functional_call(block, {"params.0": new}, (start(),))
