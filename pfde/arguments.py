@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from .schemes.one_step import OneStep
 from .schemes.ordinary import ODE_METHODS
 from .sweeps.grid import Grid
 from .system.layout import StateLayout, describe
+
+MOST_STEPS = 2**31 - 1  # PETSc counts steps in 32 bits, as it is usually built
 
 
 def check_method(method: str) -> Scheme:
@@ -58,45 +62,66 @@ def check_state(y0: Any) -> tuple[StateLayout, Tensor]:
             )
     is_complex = tuple(part.is_complex() for part in parts)
     layout = StateLayout(tuple(part.shape for part in parts), is_tuple, is_complex if any(is_complex) else ())
-    if layout.size == 0:
-        shapes = ", ".join(str(tuple(shape)) for shape in layout.shapes)
-        raise ValueError(
-            f"y0 must have entries, on every rank where comm is given: got shape {shapes}; leave ranks without a part "
-            "of the state out of comm"
-        )
     flat = [(torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1) for x in parts]
     return layout, torch.cat(flat) if is_tuple else flat[0]
 
 
 def check_times(t: Any) -> list[float]:
-    """The output times as doubles, strictly increasing."""
+    """The output times as doubles, none before its predecessor."""
     times = finite_times(t)
     for i in range(1, len(times)):
-        if not times[i] > times[i - 1]:
-            raise ValueError(f"t must be strictly increasing: got t[{i - 1}]={times[i - 1]:g}, t[{i}]={times[i]:g}")
+        if times[i] < times[i - 1]:
+            raise ValueError(
+                f"t must be increasing (a time may be repeated): got t[{i - 1}]={times[i - 1]:g}, t[{i}]={times[i]:g}"
+            )
     return times
 
 
 def finite_times(t: Any) -> list[float]:
-    """The output times as doubles, at least two."""
+    """The output times as doubles, at least one."""
     if not isinstance(t, Tensor):
         try:
             t = torch.as_tensor(t, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"t must be a one-dimensional tensor of times: got {describe(t)}") from None
-    if t.dim() != 1 or len(t) < 2:
-        raise ValueError(f"t must be one-dimensional with at least two times: got shape {tuple(t.shape)}")
+    if t.dim() != 1 or len(t) < 1:
+        raise ValueError(f"t must be one-dimensional with at least one time, where y is y0: got shape {tuple(t.shape)}")
     if not t.dtype.is_floating_point:
         raise TypeError(f"t must be floating point: got {t.dtype}; use t.double()")
     times: list[float] = t.double().tolist()
     if not all(map(math.isfinite, times)):
         raise ValueError(f"t must be finite: got {times[:8]}")
+    if not math.isfinite(times[-1] - times[0]):
+        raise ValueError(
+            f"t[-1] - t[0] must be finite in float64: got t[0]={times[0]:g}, t[-1]={times[-1]:g}; move or scale "
+            "the times"
+        )
     return times
 
 
-def check_grid(times: list[float], step_size: float | None, scheme: Scheme) -> tuple[Grid, tuple[int, ...]]:
-    """The grid, and the step numbers of the times. Without step_size the times are the grid, uniform or not."""
+def count_steps(distance: float, h: float) -> float:
+    """How many steps of length h there are in a distance. Raises ValueError for more than PETSc can count."""
+    steps = abs(distance) / h
+    if not steps <= MOST_STEPS:
+        raise ValueError(
+            f"step_size={h:g} would make {steps:.3g} steps of an interval of {abs(distance):g}, above "
+            f"{MOST_STEPS}, the most that PETSc counts: increase step_size"
+        )
+    return steps
+
+
+def check_grid(
+    times: list[float], step_size: float | None, scheme: Scheme, least: int = 1
+) -> tuple[Grid, tuple[int, ...]]:
+    """The grid, and the step numbers of the times, which are distinct.
+
+    Without step_size the times are the grid, uniform or not; each interval in equal parts if that needs `least` steps.
+    """
     t0, t1 = times[0], times[-1]
+    if len(times) == 1:
+        if step_size is not None:
+            positive_step(step_size)
+        return Grid(t0, 0.0, 0, t1), (0,)
     if step_size is None:
         steps = len(times) - 1
         h = (t1 - t0) / steps
@@ -104,7 +129,8 @@ def check_grid(times: list[float], step_size: float | None, scheme: Scheme) -> t
         h = as_number("step_size", step_size)
         if not 0 < h <= (t1 - t0) * (1 + 1e-9):
             raise ValueError(f"step_size must be in (0, t[-1] - t[0] = {t1 - t0:g}]: got {h:g}")
-        steps = round((t1 - t0) / h)
+        steps = round(count_steps(t1 - t0, h))
+    parts = -(-least // steps) if step_size is None else 1
     # t carries a rounding error of its own, often that of float32 even where it is float64 by now; seen in steps of h
     slack = 1e-9 * steps + 4 * torch.finfo(torch.float32).eps * max(abs(t0), abs(t1)) / h
     outputs = []
@@ -112,19 +138,20 @@ def check_grid(times: list[float], step_size: float | None, scheme: Scheme) -> t
         n = (time - t0) / h
         if abs(n - round(n)) > min(0.1, slack) or (step_size is None and round(n) != i):
             if step_size is None:
-                return _nonuniform(times, i, scheme), tuple(range(len(times)))
+                return _nonuniform(times, i, scheme, parts), tuple(range(0, steps * parts + 1, parts))
             raise ValueError(
                 f"every t[i] - t[0] must be a whole number of steps: got t[{i}] - t[0] = {time - t0:g} with "
                 f"step_size={h:g}, {n:g} steps; choose a step_size that divides it"
             )
-        outputs.append(round(n))
+        outputs.append(round(n) * parts)
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"step_size={h:g} is larger than the smallest distance between times in t; reduce it")
+    steps *= parts
     return Grid(t0, (t1 - t0) / steps, steps, t1), tuple(outputs)
 
 
-def _nonuniform(times: list[float], i: int, scheme: Scheme) -> Grid:
-    """The times themselves as the grid; t[i] is the first that is not where a uniform grid would have it."""
+def _nonuniform(times: list[float], i: int, scheme: Scheme, parts: int) -> Grid:
+    """The times, each interval in parts, as the grid; t[i] is the first that is not where a uniform one would be."""
     steps = len(times) - 1
     if not scheme.rules:
         h = (times[-1] - times[0]) / steps
@@ -133,7 +160,8 @@ def _nonuniform(times: list[float], i: int, scheme: Scheme) -> Grid:
             f"t must be uniformly spaced for method {scheme.name!r} when it is the grid: t[{i}]={times[i]:g} is not "
             f"t[0] + {i} h with h={h:g}; give step_size, or use one of the methods {able}, which take any grid"
         )
-    return Grid(times[0], (times[-1] - times[0]) / steps, steps, times[-1], tuple(times))
+    points = [t + (k / parts) * (t1 - t) for t, t1 in pairwise(times) for k in range(parts)]
+    return Grid(times[0], (times[-1] - times[0]) / (steps * parts), steps * parts, times[-1], (*points, times[-1]))
 
 
 def check_ends(t: Any, grid: Grid) -> Tensor | None:
@@ -147,6 +175,16 @@ def check_ends(t: Any, grid: Grid) -> Tensor | None:
     return torch.stack([t[0], t[-1]])
 
 
+def positive_step(step_size: Any) -> float:
+    """step_size as a number."""
+    h = as_number("step_size", step_size)
+    if not h > 0:
+        raise ValueError(f"step_size must be positive, for decreasing t too: got {h:g}")
+    if math.isinf(h):
+        raise ValueError("step_size must be finite: got inf; for one step give the distance of two times")
+    return h
+
+
 def as_number(name: str, value: Any) -> float:
     """A float. Raises TypeError or ValueError."""
     if isinstance(value, Tensor) and value.requires_grad:
@@ -156,15 +194,42 @@ def as_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def as_order(alpha: Any) -> Tensor:
+    """alpha as a tensor, checked: a number, a tensor, or an array or a (nested) sequence of such."""
+    order = alpha if isinstance(alpha, Tensor) else _order_of(alpha)
+    if not order.dtype.is_floating_point:
+        raise TypeError(f"alpha must be floating point: got {order.dtype}; use alpha.double()")
+    try:
+        check_order("alpha", order.detach().reshape(-1).tolist())
+    except ValueError as error:
+        if not order.requires_grad:
+            raise
+        raise ValueError(
+            f"{error}. An optimizer does not keep it there: learn raw, and use alpha = torch.sigmoid(raw), as "
+            "pfde.nn.FDEBlock(alpha=..., learn_alpha=True) does"
+        ) from None
+    return order
+
+
+def _order_of(alpha: Any) -> Tensor:
+    """What is no tensor as one, float64; tensors within it stay on their graphs."""
+    if isinstance(alpha, Tensor):
+        return alpha.double()
+    if isinstance(alpha, list | tuple) and alpha:
+        try:
+            return torch.stack([_order_of(entry) for entry in alpha])
+        except RuntimeError as error:
+            raise ValueError(f"alpha must be rectangular where it is a nested sequence: {error}") from None
+    if not isinstance(alpha, bool | list | tuple) and isinstance(alpha, Real):
+        return torch.tensor(float(alpha), dtype=torch.float64)
+    if hasattr(alpha, "__array__") and getattr(getattr(alpha, "dtype", None), "kind", "") in "fiu":
+        return torch.tensor(alpha, dtype=torch.float64)
+    raise TypeError(f"alpha must be a number or a tensor, or an array or a sequence of numbers: got {describe(alpha)}")
+
+
 def check_alpha(alpha: Any, layout: StateLayout, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """alpha as a float64-convertible tensor, and the (d,) index of each component's order (None for one order)."""
-    if not isinstance(alpha, Tensor):
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-            raise TypeError(f"alpha must be a number or a tensor: got {describe(alpha)}")
-        alpha = torch.tensor(float(alpha), dtype=torch.float64)
-    if not alpha.dtype.is_floating_point:
-        raise TypeError(f"alpha must be floating point: got {alpha.dtype}; use alpha.double()")
-    check_order("alpha", alpha.detach().reshape(-1).tolist())
+    alpha = as_order(alpha)
     if alpha.numel() == 1:
         return alpha, None
     if layout.is_tuple:

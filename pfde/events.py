@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import as_number
+from .arguments import as_number, count_steps, positive_step
 from .errors import PfdeError
 from .schemes.one_step import Interval
 from .system.autocast import NO_AUTOCAST, autocast_now
@@ -51,6 +51,8 @@ class EventSearch:
         self.t0, self.direction = t0.reshape(()), -1.0 if reverse_time else 1.0
         self._event_fn, self.t_max = event_fn, None if t_max is None else as_number("t_max", t_max)
         start = float(t0.detach())
+        if not math.isfinite(start):
+            raise ValueError(f"t0 must be finite: got {start}")
         if self.t_max is not None and not (self.t_max - start) * self.direction > 0:
             where = "below" if reverse_time else "above"
             raise ValueError(f"t_max must be {where} t0={start:g}: got {self.t_max:g}")
@@ -67,18 +69,27 @@ class EventSearch:
         double = all(isinstance(part, Tensor) and part.dtype.to_real() == torch.float64 for part in parts)
         far = self.direction * (_FAR if double else _FAR_SINGLE) if self.t_max is None else self.t_max
         start = self.t0.double()
+        if not (far - float(start.detach())) * self.direction > 0:
+            raise ValueError(
+                f"t_max must be given for t0={float(start.detach()):g}, which is beyond where a search without it ends, "
+                f"{far:g}"
+            )
         return torch.stack([start, start.new_tensor(far)])
 
     def pieces(self, times: list[float], step_size: float | None) -> tuple[int, ...]:
         """How many fixed steps there may be; `times` gets the time at which to give up, a whole number of steps off."""
         if step_size is None:
             raise ValueError("step_size must be given for a method without adaptive steps, to look for an event")
-        if not step_size > 0:
-            raise ValueError(f"step_size must be positive, for decreasing t too: got {step_size:g}")
+        h = positive_step(step_size)
         steps = _FIXED_STEPS
         if self.t_max is not None:
-            steps = max(1, math.ceil(abs(times[1] - times[0]) / step_size * (1 - 1e-12)))
-        times[1] = times[0] + self.direction * steps * step_size
+            steps = max(1, math.ceil(count_steps(times[1] - times[0], h) * (1 - 1e-12)))
+        times[1] = times[0] + self.direction * steps * h
+        if not math.isfinite(times[1] - times[0]) or times[1] == times[0]:
+            raise ValueError(
+                f"step_size={h:g} is too {'small' if times[1] == times[0] else 'large'} for t0={times[0]:g} in float64: "
+                f"{steps} steps, the most that are taken, end at {times[1]:g}"
+            )
         return (steps,)
 
     def attach(self, layout: StateLayout, like: Tensor) -> None:

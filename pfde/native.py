@@ -145,6 +145,11 @@ class _Run:
         stats.newton_iterations += ts.getSNESIterations()
         stats.linear_iterations += ts.getKSPIterations()
         if len(clock.outputs) < len(setting.s):
+            if (near := abs(setting.s[-1] - self._time())) <= 16 * 2.0**-52 * abs(setting.s[-1]):
+                raise ValueError(
+                    f"t ends within {near:.3g} of t={self._time():.6g}, which PETSc's step control takes for the same "
+                    "time: move the last time, repeat the one before it, or use a method of pfde's own"
+                )
             raise PfdeError(
                 f"the TS stopped at t={self._time():.6g}, before {setting.sign * setting.s[-1]:.6g}: a hook of its "
                 "options ended it"

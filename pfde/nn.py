@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_method, check_times
+from .arguments import as_order, check_method, check_parameters, check_times
 from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .history import Bounded, Exact
 from .ordinary import odeint
 from .ordinary_arguments import check_monotone, check_ode_method
-from .schemes.base import check_order
-from .solving import fdeint
+from .solving import LEAST_STEPS, solve_history
+
+_Given = tuple[Tensor | int, ...] | None  # params= of a block; a number is a place in the registered ones
+
+
+def _register(block: nn.Module, func: Callable[[Tensor, Any], Any], params: Iterable[Tensor] | None) -> _Given:
+    """Make the nn.Parameters of params=, beyond func's own, the block's, as `params.0`, `params.1`, ..."""
+    if params is None:
+        return None
+    params = tuple(params)  # an iterator would serve one call only
+    check_parameters(func, params)
+    own = {id(p) for p in func.parameters()} if isinstance(func, nn.Module) else set()
+    found = list({id(p): p for p in params if isinstance(p, nn.Parameter) and id(p) not in own}.values())
+    if found:
+        block.params = nn.ParameterList(found)
+    place = {id(p): i for i, p in enumerate(found)}
+    return tuple(place.get(id(p), p) for p in params if id(p) not in own)
+
+
+def _params_of(block: nn.Module, given: _Given) -> tuple[Tensor, ...] | None:
+    """params=, with the registered ones as they are now: those of a copy, or those torch.func.functional_call gives."""
+    if given is None:
+        return None
+    registered = cast(nn.ParameterList, block.params) if any(isinstance(p, int) for p in given) else ()
+    return tuple(registered[p] if isinstance(p, int) else p for p in given)
 
 
 class FDEBlock(nn.Module):
@@ -23,24 +46,27 @@ class FDEBlock(nn.Module):
     Parameters
     ----------
     func : nn.Module or callable, (t, y) -> dy
-    alpha : order in (0, 1], a number or a tensor that broadcasts to y; the start value when it is learned
+    alpha : order in (0, 1], a number or a tensor (array, sequence) that broadcasts to y; the start value when it is
+        learned
     learn_alpha : make the order a parameter, alpha = sigmoid(raw_alpha), so that it stays in (0, 1); alpha < 1 then
     t : (t_0, t_1) or more times
     return_all : return y at all times of t, (T, *y0.shape), and not at the last one only
-    method, step_size, gradient, history, params, options, options_prefix, comm : as in `pfde.fdeint`; step_size None
-        takes one step for each interval of t
+    step_size : None divides the intervals of t into equal parts, as many as make it 100 steps or more
+    params : as in `pfde.fdeint`; an nn.Parameter among them is registered, so that `parameters()` has it
+    method, gradient, history, options, options_prefix, comm : as in `pfde.fdeint`
 
     The order is created in float64, in which the weights are computed, whatever the dtype of func.
     """
 
     raw_alpha: Tensor
     fixed_alpha: Tensor
+    _given: _Given
 
     def __init__(
         self,
         func: Callable[[Tensor, Any], Any],
         *,
-        alpha: float | Tensor,
+        alpha: Any,
         learn_alpha: bool = False,
         t: Sequence[float] | Tensor = (0.0, 1.0),
         return_all: bool = False,
@@ -63,11 +89,11 @@ class FDEBlock(nn.Module):
             "step_size": step_size,
             "gradient": gradient,
             "history": history,
-            "params": None if params is None else tuple(params),  # an iterator would serve one call only
             "options": options,
             "options_prefix": options_prefix,
             "comm": comm,
         }
+        self._given = _register(self, func, params)
         start = _start_order(alpha)
         if learn_alpha:
             if bool((start >= 1).any()):
@@ -86,7 +112,8 @@ class FDEBlock(nn.Module):
     def forward(self, y0: Any) -> Any:
         """y at t_1, of y0's shape; at all times of t with `return_all`."""
         t = torch.tensor(self.t, dtype=torch.float64)
-        y = fdeint(self.func, y0, t, self.alpha, **self._keywords)
+        params = _params_of(self, self._given)
+        y = solve_history(self.func, y0, t, self.alpha, params=params, least=LEAST_STEPS, **self._keywords).y
         return y if self.return_all else last_of(y)
 
     def extra_repr(self) -> str:
@@ -95,16 +122,13 @@ class FDEBlock(nn.Module):
         return f"alpha={self.alpha.detach().tolist()}{learned}, t={self.t}, method={self._keywords['method']!r}"
 
 
-def _start_order(alpha: float | Tensor) -> Tensor:
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float | Tensor):
-        raise TypeError(f"alpha must be a number or a tensor: got {type(alpha).__name__}")
-    start = alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
+def _start_order(alpha: Any) -> Tensor:
+    start = as_order(alpha)
     if start.requires_grad:
         raise ValueError(
             "alpha requires a gradient, but the block makes a parameter of its own: use alpha=alpha.detach() with "
             "learn_alpha=True, or pfde.fdeint with your alpha"
         )
-    check_order("alpha", start.reshape(-1).tolist())
     return start.to(torch.float64, copy=True)
 
 
@@ -116,8 +140,11 @@ class ODEBlock(nn.Module):
     func : nn.Module or callable, (t, y) -> dy
     t : (t_0, t_1) or more times, increasing or decreasing
     return_all : return y at all times of t, (T, *y0.shape), and not at the last one only
-    method, rtol, atol, step_size, gradient, params, options, options_prefix, comm : as in `pfde.odeint`
+    params : as in `pfde.odeint`; an nn.Parameter among them is registered, so that `parameters()` has it
+    method, rtol, atol, step_size, gradient, options, options_prefix, comm : as in `pfde.odeint`
     """
+
+    _given: _Given
 
     def __init__(
         self,
@@ -146,15 +173,16 @@ class ODEBlock(nn.Module):
             "atol": atol,
             "step_size": step_size,
             "gradient": gradient,
-            "params": None if params is None else tuple(params),  # an iterator would serve one call only
             "options": options,
             "options_prefix": options_prefix,
             "comm": comm,
         }
+        self._given = _register(self, func, params)
 
     def forward(self, y0: Any) -> Any:
         """y at t_1, of y0's shape; at all times of t with `return_all`."""
-        y = odeint(self.func, y0, torch.tensor(self.t, dtype=torch.float64), **self._keywords)
+        t = torch.tensor(self.t, dtype=torch.float64)
+        y = odeint(self.func, y0, t, params=_params_of(self, self._given), **self._keywords)
         return y if self.return_all else last_of(y)
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ M y'(t) = f(t, y(t), theta),   y(t_0) = y_0          (M the identity unless `mas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -41,12 +42,14 @@ from .ordinary_arguments import (
 )
 from .ordinary_problem import OrdinaryProblem
 from .petsc_options import solver_options
+from .repeats import Repeats, distinct, require_entries, rest, rests, slope_of, stay
 from .system.autocast import autocast_now
 from .system.layout import describe
 from .system.peers import Peers
 from .system.torch_function import TorchFunction
 
 Func = Callable[[Tensor, Any], Any]
+_WHERE = "on every rank of comm; leave ranks without a part of the state out of comm"
 
 
 def odeint(
@@ -72,7 +75,8 @@ def odeint(
     func : nn.Module or callable, (t, y) -> dy of y's shape and dtype; t is a 0-d tensor of y's real dtype.
         `pfde.Split(stiff, nonstiff)` for ark2, ark3, ark4
     y0 : tensor, float32 or float64 or complex, of any shape; or a tuple of tensors
-    t : (T,) strictly increasing or decreasing output times; may require a gradient, in all its entries
+    t : (T,) increasing or decreasing output times; may require a gradient, in all its entries. A repeated time is one
+        more output there, and no step
     method : explicit: "euler", "midpoint", "heun2", "ralston", "bosh3", "rk4" (the 3/8 rule), "rk4_classic",
         "fehlberg", "dopri5", "tsit5", "dopri8"; implicit: "beuler", "cn", "implicit_midpoint", "sdirk4", "esdirk3",
         "esdirk4"; implicit-explicit: "ark2", "ark3", "ark4"; PETSc's own: "petsc:rk:5dp" and the like. docs/odes.md
@@ -154,11 +158,14 @@ def solve_ode(
         peers.agree(error)
         return _native(func, y0, t, method, rtol, atol, step_size, params, options, options_prefix, peers)
 
-    def prepare() -> tuple[OrdinaryProblem, Tensor, Tensor | None, dict[str, Any]]:
+    def prepare() -> tuple[OrdinaryProblem, Repeats, Tensor, Tensor | None, dict[str, Any]]:
         check_surroundings()
         scheme = check_ode_method(method)
         layout, flat = check_state(y0)
-        times = check_monotone(t)
+        repeats = distinct(check_monotone(t))
+        times = repeats.times
+        if event is not None or not peers.alone:
+            require_entries(layout, _WHERE if event is None else "to look for an event")
         size, limits, stop, rest = take_options(options, step_size, scheme)
         if event is not None:
             event.attach(layout, flat)
@@ -189,14 +196,16 @@ def solve_ode(
             autocast=autocast_now(flat.device),
         )
         moving = t if isinstance(t, Tensor) and t.requires_grad else None
-        return problem, flat, moving, extra
+        if moving is not None and mass is not None and repeats.rows is not None:
+            raise ValueError("t requires a gradient and has repeated times, which mass does not have: pass t.detach()")
+        return problem, repeats, flat, moving, extra
 
-    problem, flat, moving, extra = peers.call(prepare)
+    problem, repeats, flat, moving, extra = peers.call(prepare)
     needed = problem.needs_gradient(flat, moving)
     peers.same(
         {
             "method": problem.scheme.name,
-            "t, with step_size": (problem.times, problem.pieces),
+            "t, with step_size": (problem.times, problem.pieces, repeats.rows, moving is None),
             "gradient": repr(problem.gradient),
             "rtol and atol": [x for x in (rtol, atol) if isinstance(x, int | float)],
             "the dtype of y0": flat.dtype,
@@ -207,13 +216,19 @@ def solve_ode(
             "options_prefix": options_prefix,
         }
     )
-    with solver_options(extra, options_prefix, peers), problem.autocast.suspended():
-        try:
-            y = _differentiable(problem, flat, moving, needed)
-        except StepLimitError as error:
-            if isinstance(error.y, Tensor):
-                error.y = problem.layout.unflatten(error.y)
-            raise
+    if rests(repeats, problem.layout):
+        y = stay(problem, problem.make_function(problem.func, flat, None, None), flat, repeats, (moving,))
+    else:
+        with solver_options(extra, options_prefix, peers), problem.autocast.suspended():
+            try:
+                y = _differentiable(problem, flat, None if moving is None else repeats.own(moving), needed)
+            except StepLimitError as error:
+                if isinstance(error.y, Tensor):
+                    error.y = problem.layout.unflatten(error.y)
+                raise
+    y = repeats.expand(y)
+    if moving is not None and torch.is_grad_enabled():
+        y = repeats.move(y, moving, slope_of(problem.make_function(problem.func, flat, None, None)))
     limit = problem.found.get("limit")
     reached = t[: len(y)] if limit is not None else t
     return Solution(reached, problem.layout.unflatten(y), problem.stats, "completed" if limit is None else "limit")
@@ -256,7 +271,9 @@ def _native(
         check_surroundings()
         native = parse_native(method)
         layout, flat = check_state(y0)
-        times = check_monotone(t)
+        if not peers.alone:
+            require_entries(layout, _WHERE)
+        times = repeats.times
         if isinstance(t, Tensor) and t.requires_grad:
             raise ValueError(f"t requires a gradient, which method {method!r} does not have: pass t.detach()")
         if step_size is not None:
@@ -281,8 +298,10 @@ def _native(
         return problem, flat
 
     stats, grad, extra = Stats(method), torch.is_grad_enabled(), peers.call(check_options, options)
+    repeats = distinct(peers.call(check_monotone, t))
+    still = rests(repeats, peers.call(check_state, y0)[0])
     with (
-        solver_options(extra, options_prefix, peers),
+        nullcontext() if still else solver_options(extra, options_prefix, peers),
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):
@@ -298,11 +317,13 @@ def _native(
                 "method of pfde's own, or draw the numbers outside func"
             )
         with problem.autocast.suspended():
-            if problem.needs_gradient(flat):
+            if still:
+                y = rest(flat, len(repeats.times), parameters)
+            elif problem.needs_gradient(flat):
                 y = Solve.apply(problem, 1, flat, *parameters)
             else:
                 y = problem.integrate(flat)
-    return Solution(t, layout.unflatten(y), stats, "completed")
+    return Solution(t, layout.unflatten(repeats.expand(y)), stats, "completed")
 
 
 def _one_number(name: str, value: Any, method: str) -> float:

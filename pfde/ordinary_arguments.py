@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import as_number, finite_times
+from .arguments import as_number, count_steps, finite_times, positive_step
 from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .ordinary_problem import Accuracy, Split
 from .schedules import Foreign, Revolve
@@ -45,37 +45,39 @@ def check_ode_method(method: str | None) -> OneStep:
 
 
 def check_monotone(t: Any) -> list[float]:
-    """The output times as doubles, strictly increasing or decreasing."""
+    """The output times as doubles, increasing or decreasing; a time may be repeated."""
     times = finite_times(t)
-    direction = 1.0 if times[1] > times[0] else -1.0
+    direction = 1.0 if times[-1] > times[0] else -1.0
     for i in range(1, len(times)):
-        if not (times[i] - times[i - 1]) * direction > 0:
+        if (times[i] - times[i - 1]) * direction < 0:
             raise ValueError(
-                "t must be strictly increasing or strictly decreasing: got "
-                f"t[0]={times[0]:g}, t[1]={times[1]:g}, t[{i - 1}]={times[i - 1]:g}, t[{i}]={times[i]:g}"
+                "t must be increasing or decreasing (a time may be repeated): got "
+                f"t[0]={times[0]:g}, t[{i - 1}]={times[i - 1]:g}, t[{i}]={times[i]:g}, t[-1]={times[-1]:g}"
             )
     return times
 
 
 def check_pieces(times: list[float], step_size: float | None, scheme: OneStep) -> tuple[int, ...] | None:
-    """How many equal steps there are between two output times; None for adaptive steps."""
+    """How many equal steps there are between two output times, which are distinct; None for adaptive steps."""
     if step_size is None:
         return None if scheme.adaptive else (1,) * (len(times) - 1)
-    h = as_number("step_size", step_size)
-    if not h > 0 or not math.isfinite(h):
-        raise ValueError(f"step_size must be positive, for decreasing t too: got {h:g}")
+    h = positive_step(step_size)
     pieces = []
     for i in range(len(times) - 1):
-        steps = abs(times[i + 1] - times[i]) / h
+        steps = count_steps(times[i + 1] - times[i], h)
         m = round(steps)
         # t carries a rounding error of its own, often that of float32 even where it is float64 by now
         slack = 1e-9 * m + 4 * torch.finfo(torch.float32).eps * max(abs(times[i]), abs(times[i + 1])) / h
         if m < 1 or abs(steps - m) > min(0.1, slack):
+            distance = f"got t[{i + 1}] - t[{i}] = {times[i + 1] - times[i]:g} with step_size={h:g}"
+            if m < 1:
+                raise ValueError(f"step_size must not be longer than an interval of t: {distance}; reduce it")
             raise ValueError(
-                f"every t[i] - t[0] must be a whole number of steps: got t[{i + 1}] - t[{i}] = "
-                f"{times[i + 1] - times[i]:g} with step_size={h:g}, {steps:g} steps; choose a step_size that divides it"
+                f"every t[i] - t[0] must be a whole number of steps: {distance}, {steps:g} steps; choose a step_size "
+                "that divides it"
             )
         pieces.append(m)
+    count_steps(sum(pieces) * h, h)
     return tuple(pieces)
 
 
@@ -170,6 +172,10 @@ def _check_limits(limits: Limits) -> None:
             raise ValueError(f"options: {name!r} must be positive: got {value:g}")
     if not 0 <= limits.min_step <= limits.max_step:
         raise ValueError(f"options: 'min_step' must be in [0, max_step={limits.max_step:g}]: got {limits.min_step:g}")
+    if limits.first_step is not None and limits.first_step < limits.min_step:
+        raise ValueError(
+            f"options: 'first_step' must not be below min_step={limits.min_step:g}: got {limits.first_step:g}"
+        )
     if not 0 < limits.shrink < 1:
         raise ValueError(f"options: 'dfactor' must be in (0, 1): got {limits.shrink:g}")
     if not limits.grow > 1:

@@ -6,6 +6,7 @@ D^alpha y(t) = f(t, y(t), theta),   y(t_0) = y_0,   0 < alpha <= 1   (Caputo; al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -33,17 +34,20 @@ from .initial_value import Solution, Stats, look
 from .ordinary import solve_ode
 from .petsc_options import solver_options
 from .problem import Problem
+from .repeats import Repeats, check_rest, distinct, require_entries, rests, stay
 from .schemes import METHODS
 from .schemes.ordinary import ODE_METHODS
 from .system.autocast import autocast_now
 from .system.peers import Peers
+
+LEAST_STEPS = 100  # where neither a step size nor a method says how many
 
 
 def fdeint(
     func: Callable[[Tensor, Any], Any],
     y0: Any,
     t: Tensor,
-    alpha: float | Tensor,
+    alpha: Any,
     *,
     method: str = "trapezoid",
     step_size: float | None = None,
@@ -60,10 +64,10 @@ def fdeint(
     ----------
     func : nn.Module or callable, (t, y) -> dy of y's shape and dtype; t is a 0-d tensor of y's dtype
     y0 : tensor, float32 or float64, of any shape; or a tuple of tensors
-    t : (T,) strictly increasing output times; t[0] is the Caputo base point. Where t requires a gradient, the uniform
-        grid moves with its ends: t[0] and t[-1] carry all of it
-    alpha : order in (0, 1]: a number, a 0-d tensor, or a tensor that broadcasts to y0 (one order a component); may
-        require a gradient
+    t : (T,) increasing output times; t[0] is the Caputo base point. A repeated time is one more output there, and no
+        step. Where t requires a gradient, the uniform grid moves with its ends: t[0] and t[-1] carry all of it
+    alpha : order in (0, 1]: a number, a 0-d tensor, or a tensor that broadcasts to y0 (one order a component), or an
+        array or a sequence of numbers in place of one; a tensor may require a gradient
     method : "euler", "pece" (explicit); "beuler", "trapezoid", "gl", "l1", "bdf2" (implicit); see docs/methods.md
     step_size : uniform step; every t[i] - t[0] must be a whole number of steps. None: t itself is the grid, which may
         be nonuniform (`pfde.graded`) for "euler", "pece", "beuler" and "trapezoid"
@@ -96,7 +100,7 @@ def fdeint(
     >>> y = pfde.fdeint(model, y0, torch.linspace(0, 1, 101), 0.7)
     >>> y[-1].square().mean().backward()
     """
-    return _solve_history(
+    return solve_history(
         func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm
     ).y
 
@@ -105,9 +109,9 @@ def solve(
     func: Callable[[Tensor, Any], Any],
     y0: Any,
     t: Tensor,
-    alpha: float | Tensor = 1.0,
+    alpha: Any = 1.0,
     *,
-    method: str = "trapezoid",
+    method: str | None = None,
     rtol: Any = None,
     atol: Any = None,
     step_size: float | None = None,
@@ -124,14 +128,20 @@ def solve(
     Arguments and errors are those of `fdeint` for its methods, with alpha = 1 by default, and those of `odeint` for
     the others, which need alpha = 1 and have no history. "euler" and "beuler" are taken as methods of `fdeint`, unless
     rtol, atol or mass, which only `odeint` has, are given.
+
+    method : None chooses. For alpha = 1 without a history it is "dopri5", as in `odeint`; else "trapezoid", without
+        step_size on the grid t with its intervals in equal parts, as many as make it 100 steps or more
     """
+    least = 1
+    if method is None:
+        method, least = ("dopri5", 1) if is_one(alpha) and history is None else ("trapezoid", LEAST_STEPS)
     ordinary = {"rtol": rtol, "atol": atol, "mass": mass}
     given = {name: value for name, value in ordinary.items() if value is not None}
     peers = Peers(comm)
     peers.same({"method": method, "which of rtol, atol and mass are given": sorted(given)})
     if not peers.call(_is_for_odeint, alpha, method, history, given):
-        return _solve_history(
-            func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm
+        return solve_history(
+            func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm, least
         )
     return solve_ode(
         func,
@@ -148,11 +158,11 @@ def solve(
     )
 
 
-def _solve_history(
+def solve_history(
     func: Callable[[Tensor, Any], Any],
     y0: Any,
     t: Tensor,
-    alpha: float | Tensor,
+    alpha: Any,
     method: str,
     step_size: float | None,
     gradient: Any,
@@ -161,16 +171,21 @@ def _solve_history(
     options: Mapping[str, Any] | None,
     options_prefix: str,
     comm: Any | None,
+    least: int = 1,
 ) -> Solution:
-    """A solve by a method with a history."""
+    """A solve by a method with a history, in at least so many steps where step_size is None."""
     peers = Peers(comm)
 
-    def prepare() -> tuple[Problem, Tensor, Tensor, Tensor | None, dict[str, Any]]:
+    def prepare() -> tuple[Problem, Repeats, Tensor, Tensor, Tensor | None, dict[str, Any]]:
         check_surroundings()
         scheme = check_method(method)
         layout, flat = check_state(y0)
         times = check_times(t)
-        grid, outputs = check_grid(times, step_size, scheme)
+        repeats = distinct(times)
+        check_rest(repeats, len(times), t)
+        grid, outputs = check_grid(repeats.times, step_size, scheme, least)
+        if not peers.alone:
+            require_entries(layout, "on every rank of comm; leave ranks without a part of the state out of comm")
         order, group = check_alpha(alpha, layout, flat.device)
         parameters = check_parameters(func, params)
         how = check_kind("gradient", gradient, (Discrete, Backprop), Discrete())
@@ -194,14 +209,14 @@ def _solve_history(
         )
         extra = check_options(options)
         check_solver_options(extra, scheme)
-        return problem, order, flat, check_ends(t, grid), extra
+        return problem, repeats, order, flat, check_ends(t, grid), extra
 
-    problem, order, flat, ends, extra = peers.call(prepare)
+    problem, repeats, order, flat, ends, extra = peers.call(prepare)
     needed = problem.needs_gradient(order, flat, ends)
     peers.same(
         {
             "method": problem.scheme.name,
-            "t, with step_size": (problem.grid, problem.outputs),
+            "t, with step_size": (problem.grid, problem.outputs, repeats.rows),
             "gradient": problem.gradient.signature if isinstance(problem.gradient, Discrete) else "Backprop",
             "history": problem.history,
             "the dtype of y0": flat.dtype,
@@ -212,9 +227,12 @@ def _solve_history(
             "options_prefix": options_prefix,
         }
     )
-    with solver_options(extra, options_prefix, peers), problem.autocast.suspended():
-        y = _differentiable(problem, order, flat, ends, needed)
-    return Solution(t, problem.layout.unflatten(y), problem.stats, "completed")
+    if rests(repeats, problem.layout):
+        y = stay(problem, problem.function(flat), flat, repeats, (order, ends))
+    else:
+        with solver_options(extra, options_prefix, peers), problem.autocast.suspended():
+            y = _differentiable(problem, order, flat, ends, needed)
+    return Solution(t, problem.layout.unflatten(repeats.expand(y)), problem.stats, "completed")
 
 
 def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Tensor:
@@ -231,6 +249,11 @@ def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | 
     if isinstance(problem.gradient, Backprop):
         return problem.backprop(alpha, y0, ends)
     return Solve.apply(problem, 3, alpha, y0, ends, *problem.parameters)
+
+
+def is_one(alpha: Any) -> bool:
+    """Whether alpha is the number 1."""
+    return isinstance(alpha, Real) and bool(alpha == 1)
 
 
 def is_ordinary(method: Any, given: Mapping[str, Any] | None = None) -> bool:
@@ -252,7 +275,7 @@ def _is_for_odeint(alpha: Any, method: Any, history: Any, given: Mapping[str, An
 
 def require_ordinary(alpha: Any, history: Any, method: str) -> None:
     """Raise ValueError unless alpha is the number 1 and no history is given."""
-    if isinstance(alpha, Tensor) or alpha != 1:
+    if not is_one(alpha):
         value = "a tensor" if isinstance(alpha, Tensor) else f"{alpha!r}"
         raise ValueError(
             f"alpha must be the number 1 for method {method!r}, which is for ordinary equations: got {value}; use one "

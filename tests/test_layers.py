@@ -31,6 +31,7 @@ FLOOR = {
     "native_callbacks": 3.1,
     "native": 3.2,
     "initial_value": 3.5,
+    "repeats": 3.6,
     "problem": 4,
     "ordinary_problem": 4.5,
     "autograd": 5,

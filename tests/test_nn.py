@@ -132,7 +132,7 @@ def test_a_tuple_state(keywords: dict) -> None:
 def test_params_and_options_are_passed_on() -> None:
     f = Field()
     block = ODEBlock(lambda t, y: f(t, y), params=f.parameters(), method="cn", options={"snes_rtol": 1e-3})
-    assert list(block.parameters()) == []  # a lambda hides them; `params` may be an iterator and serves every call
+    assert len(list(block.parameters())) == 4  # of the lambda's; `params` may be an iterator and serves every call
     for _ in range(2):
         f.zero_grad()
         block(start()).sum().backward()
@@ -225,12 +225,11 @@ def test_it_shows_what_it_is() -> None:
         ({"method": "rk5"}, ValueError, "method must be one of euler, .*: got 'rk5'"),
         ({"method": "pece"}, ValueError, "got 'pece'; 'pece' is a method of pfde.fdeint"),
         ({"method": 4}, ValueError, "method must be one of .*: got 4"),
-        ({"t": (0.0, 1.0, 0.5)}, ValueError, r"t must be strictly increasing or strictly decreasing: got .*t\[2\]=0.5"),
-        ({"t": (0.0, 0.0)}, ValueError, "t must be strictly increasing or strictly decreasing"),
-        ({"t": (1.0, 0.0, 0.5)}, ValueError, "t must be strictly increasing or strictly decreasing"),
-        ({"t": (0.0,)}, ValueError, "at least two times"),
+        ({"t": (0.0, 1.0, 0.5)}, ValueError, r"t must be increasing or decreasing .*: got .*t\[2\]=0.5"),
+        ({"t": (1.0, 0.0, 0.5)}, ValueError, "t must be increasing or decreasing"),
+        ({"t": ()}, ValueError, "at least one time"),
         ({"t": (0.0, float("inf"))}, ValueError, "t must be finite"),
-        ({"t": 1.0}, ValueError, r"t must be one-dimensional with at least two times: got shape \(\)"),
+        ({"t": 1.0}, ValueError, r"t must be one-dimensional with at least one time.*: got shape \(\)"),
         ({"t": torch.tensor([0, 1])}, TypeError, "t must be floating point"),
         ({"alpha": 0.5}, TypeError, "unexpected keyword argument 'alpha'"),
     ],

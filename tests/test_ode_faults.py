@@ -134,15 +134,15 @@ def test_none_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("t", "error", "message"),
     [
-        ([0.0, 0.5, 0.5], ValueError, r"strictly increasing or strictly decreasing: got .*t\[1\]=0.5, t\[2\]=0.5"),
-        ([0.0, 0.5, 0.4], ValueError, r"strictly increasing or strictly decreasing: got .*t\[1\]=0.5, t\[2\]=0.4"),
-        ([1.0, 0.5, 0.6], ValueError, r"strictly increasing or strictly decreasing: got .*t\[1\]=0.5, t\[2\]=0.6"),
-        ([0.3, 0.3], ValueError, r"t must be strictly increasing or strictly decreasing: got t\[0\]=0.3, t\[1\]=0.3"),
+        ([0.0, 0.5, 0.4, 1.0], ValueError, r"increasing or decreasing .*: got .*t\[1\]=0.5, t\[2\]=0.4"),
+        ([0.0, 0.0, 0.5, 0.4, 1.0], ValueError, r"increasing or decreasing .*: got .*t\[2\]=0.5, t\[3\]=0.4"),
+        ([1.0, 0.5, 0.6, 0.0], ValueError, r"increasing or decreasing .*: got .*t\[1\]=0.5, t\[2\]=0.6"),
+        ([0.3, 0.4, 0.3], ValueError, r"increasing or decreasing .*: got t\[0\]=0.3, t\[0\]=0.3, t\[1\]=0.4"),
+        ([-1.7e308, 1.7e308], ValueError, r"t\[-1\] - t\[0\] must be finite .*: got t\[0\]=-1.7e\+308"),
         ([0.0, NAN, 1.0], ValueError, r"t must be finite: got \[0.0, nan, 1.0\]"),
         ([0.0, math.inf], ValueError, r"t must be finite: got \[0.0, inf\]"),
-        ([0.0], ValueError, r"at least two times: got shape \(1,\)"),
-        ([], ValueError, r"at least two times: got shape \(0,\)"),
-        ([[0.0, 1.0]], ValueError, r"t must be one-dimensional with at least two times: got shape \(1, 2\)"),
+        ([], ValueError, r"at least one time.*: got shape \(0,\)"),
+        ([[0.0, 1.0]], ValueError, r"t must be one-dimensional with at least one time.*: got shape \(1, 2\)"),
     ],
 )
 def test_times(t: list, error: type[Exception], message: str, method: str) -> None:
@@ -169,11 +169,11 @@ def test_times_of_another_kind(t: object, message: str) -> None:
     ("step_size", "error", "message"),
     [
         (0.3, ValueError, r"a whole number of steps: got .*with step_size=0.3, .*choose a step_size that divides it"),
-        (0.5, ValueError, r"got t\[1\] - t\[0\] = 0.2 with step_size=0.5, 0.4 steps; choose"),
+        (0.5, ValueError, r"not be longer than an interval of t: got t\[1\] - t\[0\] = 0.2 with step_size=0.5; reduce"),
         (0.0, ValueError, "step_size must be positive, for decreasing t too: got 0"),
         (-0.1, ValueError, "step_size must be positive, for decreasing t too: got -0.1"),
         (NAN, ValueError, "step_size must be positive, for decreasing t too: got nan"),
-        (math.inf, ValueError, "step_size must be positive, for decreasing t too: got inf"),
+        (math.inf, ValueError, "step_size must be finite: got inf"),
         ("0.1", TypeError, "step_size must be a number: got str"),
         (True, TypeError, "step_size must be a number: got bool"),
     ],
@@ -418,7 +418,6 @@ def test_keywords(keywords: dict, error: type[Exception], message: str) -> None:
     [
         (torch.tensor([1, 2]), TypeError, r"y0 must be float32 or float64, or complex: got torch.int64; use y0.double"),
         (torch.ones(2, dtype=torch.float16), TypeError, "y0 must be float32 or float64, or complex: got torch.float16"),
-        (torch.ones(0), ValueError, r"y0 must have entries.*: got shape \(0,\)"),
         ((), ValueError, "y0 must hold at least one tensor: got an empty tuple"),
         (1.0, TypeError, "y0 must be a tensor or a tuple of tensors: got float"),
         ((torch.ones(2), torch.ones(2, dtype=D)), TypeError, "the tensors of y0 must share precision and device"),

@@ -86,7 +86,7 @@ class Controller:
             return h
         larger = max(d1, d2)
         wanted = max(1e-6, h * 1e-3) if larger <= 1e-15 else (0.01 / larger) ** -self._exponent
-        return min(100 * h, wanted, span, self.limits.max_step)
+        return min(max(min(100 * h, wanted), self.limits.min_step), span, self.limits.max_step)
 
     def factor(self, error: float, *, accepted: bool) -> float:
         """By what to multiply h after a step with this error."""
@@ -97,14 +97,16 @@ class Controller:
         wanted = limits.grow if error == 0.0 else safety * error**self._exponent
         return min(limits.grow if accepted else 1.0, max(limits.shrink, wanted))
 
-    def check(self, t: float, h: float, *, nan: bool) -> StepLimitError | None:
-        """The error of going on from t with a step h, if it is one."""
-        floor = max(self.limits.min_step, 16 * 2.0**-53 * abs(t), 1e-300)
-        if abs(h) < floor:
+    def check(self, t: float, h: float, rest: float, *, nan: bool) -> StepLimitError | None:
+        """The error of going on from t with a step h, if it is one; `rest` is left, and may be taken as one step."""
+        spacing = max(16 * 2.0**-53 * abs(t), 1e-300)
+        floor = max(self.limits.min_step, spacing)
+        if abs(h) < min(floor, rest):
+            what = "min_step" if floor > spacing else "the resolution of float64 there"
             why = "func returned NaN or inf there" if nan else "the error estimate asks for less"
             return StepLimitError(
-                f"the step size fell to {abs(h):.3g} at t={t:.6g}, below {floor:.3g}: {why}; use an implicit method "
-                "('esdirk4') if the problem is stiff, loosen rtol and atol, or check func"
+                f"the step size fell to {abs(h):.3g} at t={t:.6g}, below {floor:.3g}, {what}: {why}; use an implicit "
+                "method ('esdirk4') if the problem is stiff, loosen rtol and atol, or check func"
             )
         if self.tried >= self.limits.max_num_steps:
             return StepLimitError(

@@ -120,7 +120,7 @@ class StepSweep:
         if self.n == 0:
             self._h = self._first_size(y)
         while True:
-            if (error := control.check(t, self._h, nan=nan)) is not None:
+            if (error := control.check(t, self._h, abs(self._times.t1 - t), nan=nan)) is not None:
                 error.t, error.y = t, y.clone()
                 if self.stop_at_limit:
                     self.limit = error

@@ -1,7 +1,7 @@
 """What a right-hand side offers the schemes: f, its linearisation, and the solution of one implicit stage.
 
-A scheme meets the equation D^alpha y = f(t, y, theta) only through `System`. Two systems exist: torch modules
-(`system.torch_function`) and the callbacks of a PETSc TS (`system.petsc_callbacks`). A state is a flat tensor of
+A scheme meets the equation D^alpha y = f(t, y, theta) only through `System`. Two systems exist: torch callables
+(`system.torch_system`) and the callbacks of a PETSc TS (`system.petsc_callbacks`). A state is a flat tensor of
 shape (d,), this rank's part of it where a communicator is shared. A local weight w is a number, or a tensor of
 shape (d,) when the order alpha differs between components. M is the mass matrix of M y' = f, else the identity.
 """

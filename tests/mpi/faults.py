@@ -154,7 +154,7 @@ with fault("an integer state", TypeError, "y0 must be float32 or float64"):
     solve(y0=torch.tensor([1, 2, 3]) if guilty else None)
 with fault("no entries", ValueError, "leave ranks without a part of the state out of comm"):
     solve(y0=torch.ones(0, dtype=torch.float64) if guilty else None)
-with fault("times", ValueError, "strictly increasing"):
+with fault("times", ValueError, "t must be increasing"):
     solve(t=T.flip(0) if guilty else T)
 with fault("method", ValueError, "method must be one of"):
     solve(method="rk4" if guilty else method)
