@@ -45,17 +45,22 @@ class SweepTS:
         """Called by PETSc when the type is set: TSSolve insists on a choice, and every step size hits the end."""
         ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
 
+    def setUp(self, ts: PETSc.TS) -> None:
+        """Called by PETSc before the first step: a TSTrajectory would write files that nobody reads."""
+        ts.removeTrajectory()
+
     def step(self, ts: PETSc.TS) -> None:
         """One step, and the end of the solve behind the last one."""
         try:
-            if self._step(ts).ended:
+            self._step(ts)
+            if self.run is not None and self.run.ended:
                 ts.setConvergedReason(PETSc.TS.ConvergedReason.CONVERGED_TIME)
         except BaseException as error:  # PETSc turns it into an error code: `drive` raises the original
             self.error = error
             raise
 
-    def _step(self, ts: PETSc.TS) -> CheckpointedSweep:
-        """Advance the sweep, show the state to PETSc."""
+    def _step(self, ts: PETSc.TS) -> Tensor:
+        """Advance the sweep, show the state to PETSc, and return it."""
         run = self.run
         assert run is not None
         y = run.advance(run.n + 1)
@@ -64,7 +69,7 @@ class SweepTS:
         if self.watched:
             write(ts.getSolution(), y)
         ts.setTime(self.time(run.n))
-        return run
+        return y
 
     def view(self, _ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
         """-ts_view."""

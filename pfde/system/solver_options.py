@@ -1,0 +1,69 @@
+"""Which of PETSc's solvers suit an implicit stage, and which of their options would make its result something else.
+
+A stage y = r + w f(t, y) is solved by an iteration that ends on its residual, and its adjoint with the transpose of
+I - w J. So a SNES that stops without looking at the residual, and a J by finite differences, which the transposed
+system would not have, are refused; and so is a preconditioner made from entries where A is known by its products only.
+PETSc itself takes them, and ends in a wrong value or in an internal error.
+"""
+
+from __future__ import annotations
+
+from petsc4py import PETSc
+
+# Those that end on the residual. The others either do not look at it (ksponly, qn with its own line search, newtonal)
+# or need callbacks, meshes or bounds that a stage does not have.
+_SNES_TYPES = ("newtonls", "newtontr", "newtontrdc", "vinewtonrsls", "ngmres", "anderson", "nrichardson", "ncg")
+_DIFFERENCES = ("snes_mf_operator", "snes_mf", "snes_fd", "snes_fd_color")
+_BY_PRODUCTS = ("none", "python", "ksp", "mat", "svd")
+_ELSEWHERE = "if it belongs to another solver of the program, give this solve an options_prefix"
+
+
+def require_residual_solver(snes: PETSc.SNES, *, assembled: bool) -> None:
+    """Raise ValueError for options of a SNES with which a stage or its adjoint would not be what it should.
+
+    snes : after setFromOptions
+    assembled : whether its matrix has entries; False where it is known by products only
+    """
+    prefix, options = snes.getOptionsPrefix() or "", PETSc.Options()
+    if snes.getType() not in _SNES_TYPES:
+        raise ValueError(
+            f"PETSc option -{prefix}snes_type must be one of {', '.join(_SNES_TYPES)} here, which end on the residual "
+            f"of the stage: got {snes.getType()}; {_ELSEWHERE}"
+        )
+    for name in _DIFFERENCES:
+        if options.getBool(prefix + name, False):
+            instead = "RHSJacobian" if assembled else "'fde_jacobian': 'matrix_free' has exact products by autograd"
+            raise ValueError(
+                f"PETSc option -{prefix}{name} does not apply here: the stages and their adjoint need one and the same "
+                f"Jacobian, without differences; leave it out ({instead}); {_ELSEWHERE}"
+            )
+    test = options.getString(f"{prefix}snes_convergence_test", "default")
+    if test != "default":
+        raise ValueError(
+            f"PETSc option -{prefix}snes_convergence_test {test} does not apply here: a stage that is not solved gives "
+            f"a wrong value; loosen snes_rtol or snes_atol instead; {_ELSEWHERE}"
+        )
+    require_preconditioner(snes.getKSP(), assembled=assembled)
+
+
+def require_preconditioner(ksp: PETSc.KSP, *, assembled: bool) -> None:
+    """Raise ValueError for a preconditioner that needs the entries of a matrix which is known by its products only.
+
+    ksp : after setFromOptions
+    assembled : as above
+    """
+    pc = ksp.getPC()
+    kind, prefix = pc.getType(), pc.getOptionsPrefix() or ""
+    if assembled:
+        return
+    if kind not in _BY_PRODUCTS:
+        raise ValueError(
+            f"PETSc option -{prefix}pc_type {kind} does not apply here: it needs the entries of the Newton matrix, "
+            "and of a torch function only products are known; use 'fde_jacobian': 'dense' or 'blocks' instead, which "
+            f"factorise it, or pc_type none or python; {_ELSEWHERE}"
+        )
+    if kind == "python" and pc.getPythonContext() is None and not PETSc.Options().hasName(f"{prefix}pc_python_type"):
+        raise ValueError(
+            f"PETSc option -{prefix}pc_type python needs -{prefix}pc_python_type module.Class, the preconditioner; or "
+            "use 'fde_jacobian': 'dense' or 'blocks', which bring their own"
+        )
