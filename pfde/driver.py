@@ -88,6 +88,7 @@ def drive(
     h: float,
     *,
     options_prefix: str,
+    adaptive: bool = False,
 ) -> tuple[CheckpointedSweep, TorchSystem]:
     """Run a sweep to its end in a TS of its own.
 
@@ -98,6 +99,7 @@ def drive(
     y0 : (d,)
     t0, h : where the TS starts, and its time step, for those who look at it
     options_prefix : of the TS and its solvers
+    adaptive : whether the sweep chooses its step sizes
 
     Collective. The TS is new for each solve, because an exception inside a step leaves a TS locked.
     """
@@ -115,7 +117,7 @@ def drive(
     context.create(ts)
     write(vec, y0)
     error: BaseException | None = None
-    refuse_options(options_prefix)
+    refuse_options(options_prefix, adaptive=adaptive)
     try:
         ts.setFromOptions()
         ts.setTime(t0)

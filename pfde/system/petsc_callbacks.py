@@ -23,7 +23,7 @@ from ..errors import NonFiniteError
 from .operators import Assembled
 from .peers import Peers
 from .stage_solver import Staged, StageSolver
-from .vectors import load, write
+from .vectors import load, read, write
 
 
 class VecBar:
@@ -125,9 +125,12 @@ class CallbackSystem(Staged):
             if error is not None:
                 write(self._f, torch.full_like(y, math.nan))  # seen by every rank, without a message for it
             self.evaluations += 1
-            if not math.isfinite(self._f.norm(PETSc.NormType.INFINITY)):  # global: every rank sees the same
+            # A sum, which NaN on any rank makes NaN on all: MPI's largest of 1 and NaN may be 1.
+            if not math.isfinite(self._f.norm(PETSc.NormType.NORM_1)):
                 self._peers.agree(error)
-                raise NonFiniteError(f"RHSFunction returned NaN or inf at t={t:.6g}, step {n}")
+                finite = bool(torch.isfinite(read(self._f)).all())  # else the sum has merely overflowed
+                if self._peers.largest(int(not finite)):
+                    raise NonFiniteError(f"RHSFunction returned NaN or inf at t={t:.6g}, step {n}")
         finally:
             del error
         return load(self._f, torch.float64)

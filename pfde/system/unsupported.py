@@ -18,6 +18,7 @@ _CALLBACKS = {  # petsc4py's own names of what was set
     "__ijacobianp__": "an IJacobianP: give dG/dp in ts.setRHSJacobianP",
     "__i2function__": f"an I2Function: equations of second order are not solved; {_INSTEAD}",
     "__i2jacobian__": f"an I2Jacobian: equations of second order are not solved; {_INSTEAD}",
+    "__rhssplit__": f"split functions (ts.setRHSSplit...): {_INSTEAD}",
     "__indicator__": (  # ts.getNumEvents() reads what is not there when there is no handler
         "event handlers (ts.setEventHandler), which cut and undo steps: look at each step with ts.setMonitor or "
         "ts.setPostStep; for alpha = 1 use pfde.odeint_event, or another type of TS"
@@ -33,16 +34,14 @@ _OPTIONS = {
 def require_supported(ts: PETSc.TS) -> None:
     """Raise ValueError for what the TS has been given and would not get, and where there is no RHSFunction.
 
-    Not collective, but for what PETSc itself sets on all ranks.
+    Not collective.
     """
     attributes: dict[str, Any] = ts.getDict()
     for name, what in _CALLBACKS.items():
         if attributes.get(name) is not None:
             raise ValueError(f"FractionalTS does not use {what}")
-    for name, value in attributes.items():
-        if _is_split(name, value):
-            raise ValueError(f"FractionalTS does not use the split function {name!r} of ts.setRHSSplit...: {_INSTEAD}")
-    if len(ts.getEvaluationTimes()):
+    output_times = ts.getEvaluationTimes if hasattr(ts, "getEvaluationTimes") else ts.getTimeSpan  # before 3.23
+    if len(output_times()):
         raise ValueError(
             "FractionalTS does not use output times (ts.setTimeSpan, ts.setEvaluationTimes, -ts_time_span): choose a "
             "time step that divides them, take the states in ts.setMonitor, and reset what has been set (ts.reset)"
@@ -56,6 +55,12 @@ def require_supported(ts: PETSc.TS) -> None:
     for name, remedy in _OPTIONS.items():
         if PETSc.Options().hasName(prefix + name):
             raise ValueError(f"FractionalTS does not use -{prefix}{name}: {remedy}")
+    adapt = PETSc.Options().getString(f"{prefix}ts_adapt_type", "none")
+    if adapt != "none":
+        raise ValueError(
+            f"FractionalTS does not use -{prefix}ts_adapt_type {adapt}: its steps are uniform, as with none; set the "
+            "time step, or give the other TS of the program a prefix (ts.setOptionsPrefix)"
+        )
 
 
 def require_explicit_form(ts: PETSc.TS, vec: PETSc.Vec) -> None:
@@ -78,11 +83,3 @@ def require_explicit_form(ts: PETSc.TS, vec: PETSc.Vec) -> None:
         value.destroy()
     if not absent:
         raise ValueError(f"FractionalTS does not use {_CALLBACKS['__ifunction__']}")
-
-
-def _is_split(name: str, value: Any) -> bool:
-    """Whether an attribute is what petsc4py's setRHSSplit... leaves: (function, args, kargs), under its own name."""
-    if not isinstance(value, tuple) or len(value) != 3:
-        return False
-    function, args, kargs = value
-    return getattr(function, "__name__", None) == name and isinstance(args, tuple) and isinstance(kargs, dict)
