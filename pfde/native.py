@@ -200,6 +200,8 @@ class _Run:
             ts.setSaveTrajectory()
         with own_options(setting, again):
             ts.setFromOptions()
+        if not adjoint:
+            ts.removeTrajectory()  # -ts_save_trajectory makes one
         if method.implicit:
             require_residual_solver(ts.getSNES(), assembled=False, instead=_FACTORISED)
         ts.setExactFinalTime(PETSc.TS.ExactFinalTime.STEPOVER)

@@ -180,7 +180,7 @@ class NativeSetting:
 _DECIDED = (  # by the arguments, or by how the adjoint is run
     *("ts_type", "ts_dt", "ts_time_step", "ts_init_time", "ts_max_time", "ts_final_time", "ts_max_steps"),
     *("ts_run_steps", "ts_exact_final_time", "ts_fd_color", "ts_convergence_estimate"),
-    *("ts_time_span", "ts_eval_times", "ts_save_trajectory", "ts_adjoint_solve", "ts_rk_type", "ts_rk_multirate"),
+    *("ts_time_span", "ts_eval_times", "ts_adjoint_solve", "ts_rk_type", "ts_rk_multirate"),
     *("ts_theta_theta", "ts_theta_endpoint", "ts_arkimex_type", "ts_arkimex_fully_implicit"),
 )
 _TRAJECTORY = ("ts_trajectory_type", "ts_trajectory_monitor", "ts_trajectory_view")

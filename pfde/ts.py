@@ -78,6 +78,7 @@ class FractionalTS(SweepTS):
         self.system: Any = None
         self.discretisation: Discretisation | None = None
         self._shown: _Shown | None = None
+        self._peers = Peers()  # the ranks of the TS, from the set-up on
 
     def setFromOptions(self, ts: PETSc.TS) -> None:
         """Read the -fde_ options, and say what they are under -help."""
@@ -101,7 +102,8 @@ class FractionalTS(SweepTS):
         comm = ts.comm
         if comm.getSize() > 1:
             PETSc.garbage_cleanup(comm)  # what Python has dropped of earlier solves: destroying it is collective
-        Peers(comm.tompi4py()).call(self._check, ts)
+        self._peers = Peers(comm.tompi4py())
+        self._peers.call(self._check, ts)
         vec = ts.getSolution()
         require_explicit_form(ts, vec)
         require_device(torch.device("cuda" if "cuda" in vec.getType() else "cpu"))
@@ -154,8 +156,7 @@ class FractionalTS(SweepTS):
     def _start(self, ts: PETSc.TS) -> None:
         """Set up a solve. Collective."""
         ts.removeTrajectory()  # one may have been asked for since the set-up
-        peers = Peers(ts.comm.tompi4py())
-        peers.call(self._check, ts)  # as with other options and callbacks
+        self._peers.call(self._check, ts)  # as with other options and callbacks
         self._take_callbacks(ts)
         self.run = self._shown = None  # at once: two solves' buffers are twice the memory
         y0 = load(ts.getSolution(), torch.float64)
@@ -171,7 +172,7 @@ class FractionalTS(SweepTS):
         trajectory = Trajectory(discretisation, y0, "state")
         with self.system.using(ts):
             sweep = ForwardSweep(trajectory, self.system)
-        self.run = CheckpointedSweep(sweep, trajectory, self.system, self.schedule, peers)
+        self.run = CheckpointedSweep(sweep, trajectory, self.system, self.schedule, self._peers)
 
     def _require_untouched(self, ts: PETSc.TS) -> None:
         """Raise PfdeError where a hook has changed what the history already knows. Collective."""
@@ -192,7 +193,7 @@ class FractionalTS(SweepTS):
                 "Caputo equation knows the steps as they were; leave them alone in ts.setPreStep, setPostStep and "
                 "setMonitor"
             )
-        Peers(ts.comm.tompi4py()).agree(error)
+        self._peers.agree(error)
 
     def view(self, ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
         """-ts_view."""
