@@ -45,17 +45,22 @@ class SweepTS:
         """Called by PETSc when the type is set: TSSolve insists on a choice, and every step size hits the end."""
         ts.setExactFinalTime(PETSc.TS.ExactFinalTime.MATCHSTEP)
 
+    def setUp(self, ts: PETSc.TS) -> None:
+        """Called by PETSc before the first step: a TSTrajectory would write files that nobody reads."""
+        ts.removeTrajectory()
+
     def step(self, ts: PETSc.TS) -> None:
         """One step, and the end of the solve behind the last one."""
         try:
-            if self._step(ts).ended:
+            self._step(ts)
+            if self.run is not None and self.run.ended:
                 ts.setConvergedReason(PETSc.TS.ConvergedReason.CONVERGED_TIME)
         except BaseException as error:  # PETSc turns it into an error code: `drive` raises the original
             self.error = error
             raise
 
-    def _step(self, ts: PETSc.TS) -> CheckpointedSweep:
-        """Advance the sweep, show the state to PETSc."""
+    def _step(self, ts: PETSc.TS) -> Tensor:
+        """Advance the sweep, show the state to PETSc, and return it."""
         run = self.run
         assert run is not None
         y = run.advance(run.n + 1)
@@ -64,7 +69,7 @@ class SweepTS:
         if self.watched:
             write(ts.getSolution(), y)
         ts.setTime(self.time(run.n))
-        return run
+        return y
 
     def view(self, _ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
         """-ts_view."""
@@ -83,6 +88,7 @@ def drive(
     h: float,
     *,
     options_prefix: str,
+    adaptive: bool = False,
 ) -> tuple[CheckpointedSweep, TorchSystem]:
     """Run a sweep to its end in a TS of its own.
 
@@ -93,6 +99,7 @@ def drive(
     y0 : (d,)
     t0, h : where the TS starts, and its time step, for those who look at it
     options_prefix : of the TS and its solvers
+    adaptive : whether the sweep chooses its step sizes
 
     Collective. The TS is new for each solve, because an exception inside a step leaves a TS locked.
     """
@@ -110,7 +117,7 @@ def drive(
     context.create(ts)
     write(vec, y0)
     error: BaseException | None = None
-    refuse_options(options_prefix)
+    refuse_options(options_prefix, adaptive=adaptive)
     try:
         ts.setFromOptions()
         ts.setTime(t0)

@@ -28,7 +28,10 @@ from .errors import ConvergenceError, PfdeError
 from .native_callbacks import Clock, Counter, Functions, ParameterProducts, Products, StateProducts, real, unreal
 from .native_setting import NativeSetting, own_options, snapshot_options
 from .system.base import Failure
+from .system.solver_options import require_residual_solver
 from .system.vectors import read, state_vec, write
+
+_FACTORISED = "a method of pfde's own, such as 'cn', with 'fde_jacobian': 'dense' or 'blocks'"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -202,6 +205,10 @@ class _Run:
             ts.setSaveTrajectory()
         with own_options(setting, again):
             ts.setFromOptions()
+        if not adjoint:
+            ts.removeTrajectory()  # -ts_save_trajectory makes one
+        if method.implicit:
+            require_residual_solver(ts.getSNES(), assembled=False, instead=_FACTORISED)
         ts.setExactFinalTime(PETSc.TS.ExactFinalTime.STEPOVER)
         ts.setPreStep(self._clock.pre_step)
         ts.setPostStep(self._clock.post_step)

@@ -17,6 +17,7 @@ import torch
 from petsc4py import PETSc
 from torch import Tensor
 
+from .petsc_options import permits_adapt_type
 from .system.autocast import NO_AUTOCAST, Autocast
 from .system.layout import StateLayout
 from .system.peers import Peers
@@ -180,8 +181,9 @@ class NativeSetting:
 
 
 _DECIDED = (  # by the arguments, or by how the adjoint is run
-    *("ts_type", "ts_dt", "ts_init_time", "ts_max_time", "ts_max_steps", "ts_run_steps", "ts_exact_final_time"),
-    *("ts_time_span", "ts_eval_times", "ts_save_trajectory", "ts_adjoint_solve", "ts_rk_type", "ts_rk_multirate"),
+    *("ts_type", "ts_dt", "ts_time_step", "ts_init_time", "ts_max_time", "ts_final_time", "ts_max_steps"),
+    *("ts_run_steps", "ts_exact_final_time", "ts_fd_color", "ts_convergence_estimate"),
+    *("ts_time_span", "ts_eval_times", "ts_adjoint_solve", "ts_rk_type", "ts_rk_multirate"),
     *("ts_theta_theta", "ts_theta_endpoint", "ts_arkimex_type", "ts_arkimex_fully_implicit"),
 )
 _TRAJECTORY = ("ts_trajectory_type", "ts_trajectory_monitor", "ts_trajectory_view")
@@ -190,7 +192,8 @@ _TRAJECTORY = ("ts_trajectory_type", "ts_trajectory_monitor", "ts_trajectory_vie
 def _refuse_options(prefix: str, *, fixed: bool) -> None:
     """Raise ValueError for options that the arguments decide, or that the adjoint is not made for."""
     options = PETSc.Options(prefix)
-    for name in (*_DECIDED, "ts_adapt_type") if fixed else _DECIDED:
+    permitted = permits_adapt_type(prefix, adaptive=not fixed)
+    for name in (*_DECIDED, "ts_adapt_type") if fixed and not permitted else _DECIDED:
         if options.hasName(name):
             raise ValueError(
                 f"PETSc option -{prefix}{name} does not apply here: t, step_size and method say it; if it belongs to "
@@ -226,6 +229,8 @@ def own_options(setting: NativeSetting, again: Mapping[str, str] | None) -> Iter
         wanted["ts_trajectory_type"] = "memory"
     database = PETSc.Options()
     before = {name: database.getString(name) for name in wanted if database.hasName(name)}
+    wanted = {name: value for name, value in wanted.items() if before.get(name) != value}  # the user's own is used
+    before = {name: before[name] for name in wanted if name in before}
     try:
         for name, value in wanted.items():
             database.setValue(name, value)

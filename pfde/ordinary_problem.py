@@ -166,7 +166,15 @@ class OrdinaryProblem(InitialValueProblem):
             return SweepTS(run, step_times.time, self._title()), system
 
         h = step_times.interval(1).h if step_times.ended else (self.times[-1] - self.times[0]) / 100
-        run, system = drive(start, functions[0], y0, self.times[0], float(h), options_prefix=self.options_prefix)
+        run, system = drive(
+            start,
+            functions[0],
+            y0,
+            self.times[0],
+            float(h),
+            options_prefix=self.options_prefix,
+            adaptive=adaptive,
+        )
         drew = not all(map(torch.equal, generators, generator_states(y0.device)))
         if keep is not None:
             how = self.gradient if isinstance(self.gradient, Discrete) else Discrete()

@@ -11,7 +11,9 @@ from petsc4py import PETSc
 from .system.peers import Peers
 
 _REFUSED = (
-    *("ts_type", "ts_dt", "ts_max_time", "ts_max_steps", "ts_init_time", "ts_rtol", "ts_atol", "ts_max_reject"),
+    *("ts_type", "ts_dt", "ts_time_step", "ts_max_time", "ts_final_time", "ts_max_steps", "ts_run_steps"),
+    *("ts_init_time", "ts_time_span", "ts_eval_times", "ts_rtol", "ts_atol", "ts_max_reject"),
+    *("ts_max_step_rejections", "ts_adjoint_solve", "ts_convergence_estimate", "ts_fd_color"),
     *(f"ts_adapt_{name}" for name in ("type", "dt_min", "dt_max", "safety", "reject_safety", "clip", "always_accept")),
 )
 _BAD_OPTION = (60, 62, 63, 86)  # PETSC_ERR_ARG_SIZ, _WRONG, _OUTOFRANGE, PETSC_ERR_UNKNOWN_TYPE
@@ -51,12 +53,26 @@ def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Ite
             database.setValue(full, value)
 
 
-def refuse_options(prefix: str) -> None:
-    """Raise ValueError for TS options that the arguments of the torch door decide."""
+def refuse_options(prefix: str, *, adaptive: bool) -> None:
+    """Raise ValueError for TS options that the arguments of the torch door decide.
+
+    adaptive : whether the solve chooses its step sizes; else -ts_adapt_type none is what it does
+    """
     options = PETSc.Options(prefix)
     for name in _REFUSED:
-        if options.hasName(name):
+        if options.hasName(name) and not (name == "ts_adapt_type" and permits_adapt_type(prefix, adaptive=adaptive)):
             raise ValueError(
                 f"PETSc option -{prefix}{name} does not apply here: t, step_size and method, or rtol and atol, say it; "
                 "if it belongs to another TS of the program, give this solve an options_prefix"
             )
+
+
+def permits_adapt_type(prefix: str, *, adaptive: bool) -> bool:
+    """Whether -ts_adapt_type is `none` and the steps are fixed. Raises ValueError for `none` with adaptive ones."""
+    none = PETSc.Options(prefix).getString("ts_adapt_type", "") == "none"
+    if none and adaptive:
+        raise ValueError(
+            f"PETSc option -{prefix}ts_adapt_type none asks for fixed steps, and this solve adapts them: pass "
+            "step_size, or give this solve an options_prefix if the option belongs to another TS of the program"
+        )
+    return none

@@ -8,17 +8,20 @@ A PETSc program with its own callbacks integrates D^alpha u = G(t, u) by options
 where G is the TS's RHSFunction, with RHSJacobian for the implicit methods and the adjoint. The time at which the solve
 starts is the Caputo base point; the time step must divide the interval, and the final time is hit exactly. After the
 solve `adjoint_solve(ts)` fills the vectors of TSSetCostGradients as TSAdjointSolve does for PETSc's own types (a TS of
-type python has no adjoint step): lambda = dL/du_0, mu += dL/dp.
+type python has no adjoint step): lambda = dL/du_0, mu += dL/dp. What it needs is kept by the context, until the TS is
+reset or destroyed: a TSTrajectory (TSSetSaveTrajectory) is given up. What else a TS can be given that has no place
+here, an IFunction, events, quadrature, is refused (`system.unsupported`).
 
 The torch door runs its forward passes in the same kind of context (`driver`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from petsc4py import PETSc
+from torch import Tensor
 
 from .choice import choose_history
 from .driver import SweepTS
@@ -33,9 +36,20 @@ from .sweeps.discretisation import Discretisation
 from .sweeps.forward import ForwardSweep, take_again
 from .sweeps.grid import Grid, Orders
 from .sweeps.trajectory import Trajectory
+from .system.options_help import Entry, show_help
 from .system.peers import Peers
 from .system.petsc_callbacks import CallbackSystem, VecBar
-from .system.vectors import load, require_device, write
+from .system.unsupported import require_explicit_form, require_supported
+from .system.vectors import load, read, require_device, write
+
+
+class _Shown(NamedTuple):
+    """What PETSc was shown after a step, which nobody else may change: y_n, the state of its Vec, t_n, h."""
+
+    y: Tensor
+    state: int
+    t: float
+    h: float
 
 
 class FractionalTS(SweepTS):
@@ -45,7 +59,9 @@ class FractionalTS(SweepTS):
     `pfde.schemes.METHODS` (default trapezoid); -fde_tolerance, of a compressed history (`pfde.SumOfExponentials`;
     default: chosen as for history=None); -fde_snapshots, how many snapshots `adjoint_solve` may use (`pfde.Revolve`;
     default: all states are kept). All can be given here instead, as in
-    `PETSc.TS().createPython(FractionalTS(alpha=0.6))`.
+    `PETSc.TS().createPython(FractionalTS(alpha=0.6))`. -help lists them.
+
+    The context does not hold its TS, which holds it.
     """
 
     def __init__(
@@ -56,26 +72,45 @@ class FractionalTS(SweepTS):
         schedule: Schedule | None = None,
     ) -> None:
         self.alpha, self.method, self.history, self.schedule = alpha, method, history, schedule or StoreAll()
-        super().__init__(None, self._time, "")
+        super().__init__(None, no_step_yet, "")
         self._tolerance: float | None = None
         self._snapshots: int | None = None
         self.system: Any = None
         self.discretisation: Discretisation | None = None
-
-    def _time(self, n: int) -> float:
-        assert self.discretisation is not None
-        return self.discretisation.grid.time(n)
+        self._shown: _Shown | None = None
+        self._peers = Peers()  # the ranks of the TS, from the set-up on
 
     def setFromOptions(self, ts: PETSc.TS) -> None:
-        """Read the -fde_ options."""
-        options = PETSc.Options(ts.getOptionsPrefix() or "")
+        """Read the -fde_ options, and say what they are under -help."""
+        prefix = ts.getOptionsPrefix() or ""
+        options, before = PETSc.Options(prefix), (self.alpha, self.method)
         self.alpha = options.getReal("fde_alpha", self.alpha)
         self.method = options.getString("fde_method", self.method)
         self._tolerance = options.getReal("fde_tolerance") if options.hasName("fde_tolerance") else None
         self._snapshots = options.getInt("fde_snapshots") if options.hasName("fde_snapshots") else None
+        entries = (
+            Entry("fde_alpha", self.alpha, before[0], "Order of the Caputo derivative, in (0, 1]", "pfde.ts"),
+            Entry("fde_method", self.method, before[1], f"Scheme (one of) {' '.join(METHODS)}", "pfde.ts"),
+            Entry("fde_tolerance", self._tolerance, None, "Relative error of a compressed history's kernel", "pfde.ts"),
+            Entry("fde_snapshots", self._snapshots, None, "States that pfde.ts.adjoint_solve may keep", "pfde.ts"),
+        )
+        show_help("Caputo equation (pfde.ts.FractionalTS) options", prefix, entries, ts.comm)
 
     def setUp(self, ts: PETSc.TS) -> None:
         """Check the options and take the TS's callbacks and solver."""
+        super().setUp(ts)
+        comm = ts.comm
+        if comm.getSize() > 1:
+            PETSc.garbage_cleanup(comm)  # what Python has dropped of earlier solves: destroying it is collective
+        self._peers = Peers(comm.tompi4py())
+        self._peers.call(self._check, ts)
+        vec = ts.getSolution()
+        require_explicit_form(ts, vec)
+        require_device(torch.device("cuda" if "cuda" in vec.getType() else "cpu"))
+        self._take_callbacks(ts)
+
+    def _check(self, ts: PETSc.TS) -> None:
+        """Raise ValueError for options and callbacks that do not go together. Not collective."""
         if self.method not in METHODS:
             raise ValueError(f"-fde_method must be one of {', '.join(METHODS)}: got {self.method!r}")
         check_order("-fde_alpha", [self.alpha])
@@ -83,37 +118,82 @@ class FractionalTS(SweepTS):
             self.history = SumOfExponentials(self._tolerance)
         if self._snapshots is not None:
             self.schedule = Revolve(self._snapshots)
-        vec = ts.getSolution()
-        require_device(torch.device("cuda" if "cuda" in vec.getType() else "cpu"))
-        self.system = CallbackSystem(ts, vec, implicit=METHODS[self.method].implicit)
+        require_supported(ts)
+
+    def _take_callbacks(self, ts: PETSc.TS) -> None:
+        """The system of the TS, for the method that is chosen by now."""
+        implicit = METHODS[self.method].implicit
+        if self.system is None or self.system.implicit != implicit:
+            self._drop_system()
+            self.system = CallbackSystem(ts, ts.getSolution(), implicit=implicit)
+
+    def _drop_system(self) -> None:
+        system, self.system = self.system, None
+        if system is not None:
+            system.destroy()
 
     def step(self, ts: PETSc.TS) -> None:
         """One step, the first of which sets up the solve."""
-        self._start_if_new(ts)
-        self._step(ts)
+        if self._starts(ts):
+            self._start(ts)
+        with self.system.using(ts):
+            self._require_untouched(ts)
+            y = self._step(ts)
+            self._shown = _Shown(y, ts.getSolution().stateGet(), ts.getTime(), ts.getTimeStep())
 
-    def _start_if_new(self, ts: PETSc.TS) -> None:
-        t, run = ts.getTime(), self.run
-        if run is not None and run.n < run.steps:
-            return
-        if run is not None and ts.getStepNumber() > 0:
+    def _starts(self, ts: PETSc.TS) -> bool:
+        """Whether this step is the first of a solve. Raises PfdeError where it would continue one."""
+        run = self.run
+        if run is None or ts.getStepNumber() == 0:
+            return True
+        if run.n == run.steps:
             raise PfdeError(
-                f"the Caputo solve ended at t={t:.6g} and cannot be continued: set the final time before the solve, or "
-                "call ts.setStepNumber(0) and ts.setTime(t0) to start a new one"
+                f"the Caputo solve ended at t={ts.getTime():.6g} and cannot be continued: set the final time before "
+                "the solve, or call ts.setStepNumber(0) and ts.setTime(t0) to start a new one"
             )
+        return False
+
+    def _start(self, ts: PETSc.TS) -> None:
+        """Set up a solve. Collective."""
+        ts.removeTrajectory()  # one may have been asked for since the set-up
+        self._peers.call(self._check, ts)  # as with other options and callbacks
+        self._take_callbacks(ts)
+        self.run = self._shown = None  # at once: two solves' buffers are twice the memory
         y0 = load(ts.getSolution(), torch.float64)
         scheme = METHODS[self.method]
         orders = Orders(torch.tensor([self.alpha], dtype=torch.float64), None)
-        peers, grid, history = Peers(ts.comm.tompi4py()), grid_of(ts), self.history
+        grid, history = grid_of(ts), self.history
         if history is None:
             width = ts.getSolution().getSize() // ts.comm.getSize()
             bounded = not isinstance(self.schedule, StoreAll)
             history = choose_history(scheme, grid, 1, width, y0.dtype, bounded=bounded).history
         discretisation = Discretisation(scheme, grid, orders, history, y0.numel(), y0.dtype, y0.device)
-        self.discretisation = discretisation
+        self.discretisation, self.time = discretisation, grid.time
         trajectory = Trajectory(discretisation, y0, "state")
-        sweep = ForwardSweep(trajectory, self.system)
-        self.run = CheckpointedSweep(sweep, trajectory, self.system, self.schedule, peers)
+        with self.system.using(ts):
+            sweep = ForwardSweep(trajectory, self.system)
+        self.run = CheckpointedSweep(sweep, trajectory, self.system, self.schedule, self._peers)
+
+    def _require_untouched(self, ts: PETSc.TS) -> None:
+        """Raise PfdeError where a hook has changed what the history already knows. Collective."""
+        shown = self._shown
+        if shown is None:
+            return
+        vec, changed = ts.getSolution(), []
+        if vec.stateGet() != shown.state and not torch.equal(read(vec), shown.y):  # who only looks raises it too
+            changed.append("the solution")
+        if ts.getTime() != shown.t:
+            changed.append("the time")
+        if abs(ts.getTimeStep() - shown.h) > 1e-8 * shown.h:  # PETSc cuts the last one by rounding
+            changed.append("the time step")
+        error = None
+        if changed:
+            error = PfdeError(
+                f"{' and '.join(changed)} of the TS changed between two steps, at t={shown.t:.6g}: the history of a "
+                "Caputo equation knows the steps as they were; leave them alone in ts.setPreStep, setPostStep and "
+                "setMonitor"
+            )
+        self._peers.agree(error)
 
     def view(self, ts: PETSc.TS, viewer: PETSc.Viewer) -> None:
         """-ts_view."""
@@ -122,9 +202,19 @@ class FractionalTS(SweepTS):
             viewer.printfASCII(f"  history {self.discretisation.history}\n")
 
     def reset(self, ts: PETSc.TS) -> None:
-        """Forget the solve."""
+        """Forget the solve. Collective."""
         super().reset(ts)
-        self.system = self.discretisation = None
+        self._drop_system()
+        self.discretisation, self._shown, self.time = None, None, no_step_yet
+
+    def destroy(self, ts: PETSc.TS) -> None:
+        """Called by PETSc when the TS goes, for which it does not call `reset`. Collective."""
+        self.reset(ts)
+
+
+def no_step_yet(n: int) -> float:
+    """The time of a step before there is a grid."""
+    raise AssertionError(f"step {n} has no time before the solve has begun")
 
 
 def grid_of(ts: PETSc.TS) -> Grid:
@@ -168,11 +258,21 @@ def adjoint_solve(ts: PETSc.TS, *, jacobian_p: PETSc.Mat | None = None, alpha: b
     run = context.run
     if run is None or run.n < run.steps:
         raise PfdeError("adjoint_solve needs a completed forward solve: call ts.solve(u) to the final time first")
-    lambdas, mus = ts.getCostGradients()
-    if not lambdas:
+    if not ts.getCostGradients()[0]:
         raise ValueError("adjoint_solve needs cost gradients: call ts.setCostGradients(lambda, mu) first")
     system: CallbackSystem = context.system
+    with system.using(ts):
+        system.require_jacobian("the adjoint")  # before the trajectory is spent
+        return _reverse(ts, context, run, jacobian_p, alpha=alpha)
+
+
+def _reverse(
+    ts: PETSc.TS, context: FractionalTS, run: CheckpointedSweep, jacobian_p: PETSc.Mat | None, *, alpha: bool
+) -> list[float] | None:
+    """The adjoint sweeps of `adjoint_solve`, one for each cost."""
+    system: CallbackSystem = context.system
     peers, alpha_bars = Peers(ts.comm.tompi4py()), []
+    lambdas, mus = ts.getCostGradients()
     for i, lam in enumerate(lambdas):
         mu = mus[i] if mus else None
         if mu is not None:

@@ -69,6 +69,8 @@ class MatrixFree:
     mass : M, where A is M - w J
     """
 
+    assembled = False
+
     def __init__(self, vec: PETSc.Vec, dtype: torch.dtype, blocks: int = 0, mass: Mass | None = None) -> None:
         self._blocks, self._size = blocks, vec.getLocalSize()
         self._products = Products(dtype, mass)
@@ -142,6 +144,8 @@ class BlockLU:
 class Assembled:
     """A = I - w J from an assembled J (and a matrix P to precondition with, if it is another)."""
 
+    assembled = True
+
     def __init__(self, jacobian: PETSc.Mat, preconditioner: PETSc.Mat, vec: PETSc.Vec) -> None:
         self._j, self._p = jacobian, preconditioner
         self._w = vec.duplicate()
@@ -158,6 +162,11 @@ class Assembled:
 
     def configure(self, ksp: PETSc.KSP) -> None:
         """PETSc's own defaults for an assembled matrix; the options choose."""
+
+    def destroy(self) -> None:
+        """Destroy the copies of J and P. Collective."""
+        for own in (self.mat, self.pmat, self._w):
+            own.destroy()
 
     def _shifted(self, source: PETSc.Mat, target: PETSc.Mat, w: Weight) -> None:
         source.copy(target, structure=PETSc.Mat.Structure.SAME_NONZERO_PATTERN)

@@ -2,11 +2,18 @@
 
 The Jacobian is assembled by the user's callback into the user's Mat, only when a product with it is asked for.
 One Mat serves all linearisations of a TS, so each checks that what the Mat holds is its own.
+
+NOTE 1. The TS holds its context, the context holds this system, and the hold of the TS is in C, where no garbage
+collector would see the cycle. So the system knows the TS only while one of its methods runs: `CallbackSystem.using`.
+
+NOTE 2. PETSc makes a matrix, a dense one of a TS without DM, for who asks for the Mat of a Jacobian that was never set.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from petsc4py import PETSc
@@ -16,7 +23,7 @@ from ..errors import NonFiniteError
 from .operators import Assembled
 from .peers import Peers
 from .stage_solver import Staged, StageSolver
-from .vectors import load, write
+from .vectors import load, read, write
 
 
 class VecBar:
@@ -57,38 +64,84 @@ class CallbackSystem(Staged):
 
     Parameters
     ----------
-    ts : with a RHSFunction
+    ts : with a RHSFunction; not kept (NOTE 1)
     vec : a Vec of the state
     implicit : whether stages are to be solved, with the TS's SNES
     """
 
     def __init__(self, ts: PETSc.TS, vec: PETSc.Vec, *, implicit: bool) -> None:
-        self._ts = ts
+        self._ts: PETSc.TS | None = None
+        self.implicit, self._peers = implicit, Peers(vec.comm.tompi4py())
         self._jacobian_p: PETSc.Mat | None = None
-        self._y, self._f, self._product = vec.duplicate(), vec.duplicate(), vec.duplicate()
+        self._own: list[PETSc.Object] = [vec.duplicate() for _ in range(3)]
+        self._y, self._f, self._product = self._own
         self._assembled: CallbackLinearisation | None = None
-        self._mat, self._pmat, jacobian = ts.getRHSJacobian()
-        self._has_jacobian = jacobian is not None
+        self._mats: tuple[PETSc.Mat, PETSc.Mat] | None = None
         self.evaluations = 0
-        if implicit:
-            self._require_jacobian("an implicit method")
-            ts.computeRHSJacobian(ts.getTime(), vec, self._mat, self._pmat)  # gives the Mat its nonzero pattern
-            operator = Assembled(self._mat, self._pmat, vec)
-            peers = Peers(vec.comm.tompi4py())
-            self.stages = StageSolver(ts.getSNES(), self.linearise, operator, vec, torch.float64, peers)
+        if not implicit:
+            return
+        with self.using(ts):
+            mat, pmat = self.require_jacobian("an implicit method")
+            ts.computeRHSJacobian(ts.getTime(), vec, mat, pmat)  # gives the Mat its nonzero pattern
+        operator = Assembled(mat, pmat, vec)
+        self.stages = StageSolver(ts.getSNES(), self.linearise, operator, vec, torch.float64, self._peers)
+        self._own += [self.stages, operator]
 
-    def _require_jacobian(self, who: str) -> None:
-        if not self._has_jacobian:
-            raise ValueError(f"{who} needs the Jacobian of the TS: call ts.setRHSJacobian(function, J, P) first")
+    @contextmanager
+    def using(self, ts: PETSc.TS) -> Iterator[None]:
+        """Call back through this TS, the one that the system was made for, in the body (NOTE 1)."""
+        before, self._ts = self._ts, ts
+        try:
+            yield
+        finally:
+            self._ts = before
+
+    def destroy(self) -> None:
+        """Destroy what belongs to the system, at once instead of when PETSc collects its garbage. Collective."""
+        own, self._own, self.stages, self._mats, self._assembled = self._own, [], None, None, None
+        for one in own:
+            one.destroy()
+
+    def _called(self) -> PETSc.TS:
+        assert self._ts is not None, "outside `using`"
+        return self._ts
+
+    def require_jacobian(self, who: str) -> tuple[PETSc.Mat, PETSc.Mat]:
+        """The Mats of J and of what it is preconditioned with. Raises ValueError where there is no RHSJacobian."""
+        if self._mats is None:
+            ts = self._called()
+            if ts.getDict().get("__rhsjacobian__") is None:  # NOTE 2
+                raise ValueError(f"{who} needs the Jacobian of the TS: call ts.setRHSJacobian(function, J, P) first")
+            mat, pmat, _ = ts.getRHSJacobian()
+            self._mats = mat, pmat
+            self._own += self._mats
+        return self._mats
 
     def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
-        """f(t, y) by the TS's RHSFunction. Raises NonFiniteError on every rank."""
+        """f(t, y) by the TS's RHSFunction. Raises NonFiniteError on every rank, and PeerError for another's failure."""
         write(self._y, y)
-        self._ts.computeRHSFunction(t, self._y, self._f)
-        self.evaluations += 1
-        if not math.isfinite(self._f.norm(PETSc.NormType.INFINITY)):  # global: every rank sees the same
-            raise NonFiniteError(f"RHSFunction returned NaN or inf at t={t:.6g}, step {n}")
+        error = self._attempt(self._called().computeRHSFunction, t, self._y, self._f)
+        try:
+            if error is not None:
+                write(self._f, torch.full_like(y, math.nan))  # seen by every rank, without a message for it
+            self.evaluations += 1
+            # A sum, which NaN on any rank makes NaN on all: MPI's largest of 1 and NaN may be 1.
+            if not math.isfinite(self._f.norm(PETSc.NormType.NORM_1)):
+                self._peers.agree(error)
+                finite = bool(torch.isfinite(read(self._f)).all())  # else the sum has merely overflowed
+                if self._peers.largest(int(not finite)):
+                    raise NonFiniteError(f"RHSFunction returned NaN or inf at t={t:.6g}, step {n}")
+        finally:
+            del error
         return load(self._f, torch.float64)
+
+    @staticmethod
+    def _attempt(callback: Callable[..., None], *arguments: object) -> BaseException | None:
+        try:
+            callback(*arguments)
+        except BaseException as error:  # KeyboardInterrupt too: the other ranks must not wait for this one
+            return error
+        return None
 
     def linearise(self, n: int, t: float, y: Tensor) -> CallbackLinearisation:
         """f(t, y), with products to come."""
@@ -98,31 +151,33 @@ class CallbackSystem(Staged):
         """Compute J at (t, y) unless the Mat holds it already."""
         if self._assembled is at:
             return
-        self._require_jacobian("the adjoint")
+        mat, pmat = self.require_jacobian("the adjoint")
         write(self._y, y)
-        self._ts.computeRHSJacobian(t, self._y, self._mat, self._pmat)
+        self._peers.call(self._called().computeRHSJacobian, t, self._y, mat, pmat)
         self._assembled = at
 
     def product(self, v: Tensor, *, transpose: bool) -> Tensor:
         """J v or J^T v with the J that is assembled."""
+        mat, _ = self.require_jacobian("a product")
         write(self._y, v)
-        (self._mat.multTranspose if transpose else self._mat.mult)(self._y, self._product)
+        (mat.multTranspose if transpose else mat.mult)(self._y, self._product)
         return load(self._product, torch.float64)
 
     def use_jacobian_p(self, jacobian_p: PETSc.Mat | None, mu: PETSc.Vec) -> None:
         """Let the callback of setRHSJacobianP fill this Mat, or an AIJ one of the sizes of the state and of mu."""
-        if not self._ts.getDict().get("__rhsjacobianp__"):  # PETSc has no getter, and leaves the Mat as it was
+        if not self._called().getDict().get("__rhsjacobianp__"):  # PETSc has no getter, and leaves the Mat as it was
             raise ValueError("the cost gradient mu needs df/dp: call ts.setRHSJacobianP(function) first")
         if jacobian_p is None and self._jacobian_p is None:
             jacobian_p = PETSc.Mat().createAIJ((self._y.getSizes(), mu.getSizes()), comm=mu.comm)
             jacobian_p.setUp()
+            self._own.append(jacobian_p)
         self._jacobian_p = jacobian_p or self._jacobian_p
 
     def add_parameter_product(self, mu: PETSc.Vec, t: float, y: Tensor, v: Tensor) -> None:
         """mu += P^T v."""
         assert self._jacobian_p is not None
         write(self._y, y)
-        self._ts.computeRHSJacobianP(t, self._y, self._jacobian_p)
+        self._peers.call(self._called().computeRHSJacobianP, t, self._y, self._jacobian_p)
         write(self._y, v)
         self._jacobian_p.multTransposeAdd(self._y, mu, mu)
 

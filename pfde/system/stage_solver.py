@@ -27,6 +27,7 @@ from ..errors import ConvergenceError
 from .base import Failure, Linearisation, OnGraph, System, Weight
 from .mass import Mass
 from .peers import Peers
+from .solver_options import require_residual_solver
 from .vectors import load, read, write
 
 Linearise = Callable[[int, float, Tensor], Linearisation]
@@ -38,6 +39,7 @@ class Operator(Protocol):
     mat: PETSc.Mat
     pmat: PETSc.Mat
     failure: Failure
+    assembled: bool  # whether the Mats have entries
 
     def update(self, at: Linearisation, w: Weight) -> None:
         """Let the Mat be I - w J at this linearisation."""
@@ -81,6 +83,7 @@ class StageSolver:
         self._attach()
         self._set_defaults()
         snes.setFromOptions()
+        require_residual_solver(snes, assembled=operator.assembled)
         self._atol = snes.getTolerances()[1]
         prefix = snes.getOptionsPrefix() or ""
         self._linear_rtol = None if PETSc.Options().hasName(f"{prefix}ksp_rtol") else 10 * torch.finfo(dtype).eps
@@ -136,6 +139,11 @@ class StageSolver:
         taken = self.newton_iterations, self.linear_iterations
         self.newton_iterations = self.linear_iterations = 0
         return taken
+
+    def destroy(self) -> None:
+        """Destroy the vectors and the hold on the SNES, at once, not when PETSc collects its garbage. Collective."""
+        for own in (self._snes, self._x, self._g, self._b):
+            own.destroy()
 
     def silence(self) -> None:
         """Cancel the monitors. The TS may be gone, and with it went the SNES's callbacks and Mat: set them again."""

@@ -12,12 +12,18 @@ from torch import Tensor
 from .base import Linearisation, OnGraph, System, Weight
 from .mass import Mass
 from .operators import MatrixFree
+from .options_help import Entry, show_help
 from .parameter_bar import ParameterBar
 from .reached import count_nodes
 from .stage_solver import Staged, StageSolver
 from .torch_function import TorchFunction, all_finite, non_finite
 
 _SMALL = 16  # entries up to which a Jacobian is assembled as one dense block: d products against GMRES's many
+
+
+def _help(choice: str) -> Entry:
+    text = "Newton matrix (one of) auto dense blocks matrix_free"
+    return Entry("fde_jacobian", choice, "auto", text, "docs/methods.md")
 
 
 def block_count(function: TorchFunction, choice: str) -> int:
@@ -68,7 +74,9 @@ class TorchSystem(Staged):
         self.linearise = function.linearise
         if snes is not None:
             prefix = snes.getOptionsPrefix() or ""
-            blocks = block_count(function, PETSc.Options().getString(f"{prefix}fde_jacobian", "auto"))
+            choice = PETSc.Options().getString(f"{prefix}fde_jacobian", "auto")
+            show_help("Newton matrix of a torch function (pfde) options", prefix, [_help(choice)], vec.comm)
+            blocks = block_count(function, choice)
             operator = MatrixFree(vec, function.dtype, blocks, mass)
             self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers, mass)
 
