@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from petsc4py import PETSc
 from torch import Tensor
 
 from .errors import PfdeError
 from .petsc_options import refuse_options
 from .sweeps.checkpoints import CheckpointedSweep
+from .system.start import PETSc
 from .system.torch_function import TorchFunction
 from .system.torch_system import TorchSystem
 from .system.vectors import state_vec, write

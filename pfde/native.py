@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from .errors import ConvergenceError, PfdeError
 from .native_callbacks import Clock, Counter, Functions, ParameterProducts, Products, StateProducts, real, unreal
 from .native_setting import NativeSetting, own_options, snapshot_options
 from .system.base import Failure
+from .system.start import PETSc
 from .system.vectors import read, state_vec, write
 
 

@@ -14,11 +14,11 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from .system.layout import StateLayout
 from .system.peers import Peers
+from .system.start import PETSc
 
 
 class NativeMethod(NamedTuple):

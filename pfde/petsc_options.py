@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from petsc4py import PETSc
-
 from .system.peers import Peers
+from .system.start import PETSc
 
 _REFUSED = (
     *("ts_type", "ts_dt", "ts_max_time", "ts_max_steps", "ts_init_time", "ts_rtol", "ts_atol", "ts_max_reject"),

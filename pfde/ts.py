@@ -18,7 +18,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from petsc4py import PETSc
 
 from .choice import choose_history
 from .driver import SweepTS
@@ -35,6 +34,7 @@ from .sweeps.grid import Grid, Orders
 from .sweeps.trajectory import Trajectory
 from .system.peers import Peers
 from .system.petsc_callbacks import CallbackSystem, VecBar
+from .system.start import PETSc
 from .system.vectors import load, require_device, write
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from ..errors import NonFiniteError
 from .operators import Assembled
 from .peers import Peers
 from .stage_solver import Staged, StageSolver
+from .start import PETSc
 from .vectors import load, write
 
 

@@ -20,13 +20,13 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from ..errors import ConvergenceError
 from .base import Failure, Linearisation, System, Weight
 from .mass import Mass
 from .peers import Peers
+from .start import PETSc
 from .vectors import load, read, write
 
 Linearise = Callable[[int, float, Tensor], Linearisation]

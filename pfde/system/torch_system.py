@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from .base import Linearisation, System, Weight
@@ -13,6 +12,7 @@ from .mass import Mass
 from .operators import MatrixFree
 from .parameter_bar import ParameterBar
 from .stage_solver import Staged, StageSolver
+from .start import PETSc
 from .torch_function import TorchFunction, all_finite, non_finite
 
 _SMALL = 16  # entries up to which a Jacobian is assembled as one dense block: d products against GMRES's many
