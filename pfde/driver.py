@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .errors import PfdeError
-from .petsc_options import refuse_options
+from .petsc_options import database_in_use, refuse_options
 from .sweeps.checkpoints import CheckpointedSweep
 from .system.start import PETSc
 from .system.torch_function import TorchFunction
@@ -110,9 +110,10 @@ def drive(
     context.create(ts)
     write(vec, y0)
     error: BaseException | None = None
-    refuse_options(options_prefix)
     try:
-        ts.setFromOptions()
+        with database_in_use:
+            refuse_options(options_prefix)
+            ts.setFromOptions()
         ts.setTime(t0)
         ts.setTimeStep(h)
         ts.setMaxTime(1e300)  # the sweep itself says when it is over

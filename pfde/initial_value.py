@@ -81,7 +81,8 @@ class InitialValueProblem:
     func : the user's callable
     parameters : what func uses and what requires a gradient
     peers : the ranks that share the state
-    options_prefix : of the solve's PETSc objects
+    options_prefix : of the solve's PETSc objects, as the user names them
+    private_prefix : theirs in the forward pass, where it has options of its own; else None
     stats : the one thing that changes
     draws : whether func draws random numbers
     """
@@ -93,6 +94,12 @@ class InitialValueProblem:
     options_prefix: str
     stats: Stats
     draws: bool = False
+    private_prefix: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The options prefix of the forward pass's PETSc objects."""
+        return self.options_prefix if self.private_prefix is None else self.private_prefix
 
     @property
     def frozen(self) -> tuple[Tensor, ...]:

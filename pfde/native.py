@@ -26,6 +26,7 @@ from torch import Tensor
 from .errors import ConvergenceError, PfdeError
 from .native_callbacks import Clock, Counter, Functions, ParameterProducts, Products, StateProducts, real, unreal
 from .native_setting import NativeSetting, own_options, snapshot_options
+from .petsc_options import private_prefix
 from .system.base import Failure
 from .system.start import PETSc
 from .system.vectors import read, state_vec, write
@@ -180,7 +181,9 @@ class _Run:
 
     def _configure(self, *, adjoint: bool, again: Mapping[str, str] | None) -> None:
         setting, ts, method = self._setting, self._ts, self._setting.method
-        ts.setOptionsPrefix(setting.options_prefix)
+        # The options of a solve that is repeated are put into the database again: for it alone.
+        prefix = setting.options_prefix if again is None else private_prefix(setting.options_prefix)
+        ts.setOptionsPrefix(prefix)
         ts.setType(method.family)
         if method.family == "rk":
             ts.setRKType(method.subtype)
@@ -195,7 +198,7 @@ class _Run:
         ts.setErrorIfStepFails(False)  # the reason is read, and raised with t
         if adjoint:
             ts.setSaveTrajectory()
-        with own_options(setting, again):
+        with own_options(setting, prefix, again):
             ts.setFromOptions()
         ts.setExactFinalTime(PETSc.TS.ExactFinalTime.STEPOVER)
         ts.setPreStep(self._clock.pre_step)

@@ -6,6 +6,7 @@ M y'(t) = f(t, y(t), theta),   y(t_0) = y_0          (M the identity unless `mas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -205,7 +206,8 @@ def solve_ode(
             "options_prefix": options_prefix,
         }
     )
-    with solver_options(extra, options_prefix, peers):
+    with solver_options(extra, options_prefix, peers) as prefix:
+        problem = replace(problem, private_prefix=prefix)
         try:
             y = _differentiable(problem, flat, moving, needed)
         except StepLimitError as error:
@@ -269,7 +271,7 @@ def _native(
             step_size=step_size,
             rtol=_one_number("rtol", rtol, method),
             atol=_one_number("atol", atol, method),
-            options_prefix=check_prefix(options_prefix),
+            options_prefix=prefix,
             peers=peers,
             stats=stats,
             dtype=flat.dtype,
@@ -278,8 +280,9 @@ def _native(
         return problem, flat
 
     stats, grad, extra = Stats(method), torch.is_grad_enabled(), peers.call(check_options, options)
+    peers.call(check_prefix, options_prefix)
     with (
-        solver_options(extra, options_prefix, peers),
+        solver_options(extra, options_prefix, peers) as prefix,
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):

@@ -165,7 +165,7 @@ class OrdinaryProblem(InitialValueProblem):
             return SweepTS(run, step_times.time, self._title()), system
 
         h = step_times.interval(1).h if step_times.ended else (self.times[-1] - self.times[0]) / 100
-        run, system = drive(start, functions[0], y0, self.times[0], float(h), options_prefix=self.options_prefix)
+        run, system = drive(start, functions[0], y0, self.times[0], float(h), options_prefix=self.prefix)
         drew = not all(map(torch.equal, generators, generator_states(y0.device)))
         if keep is not None:
             how = self.gradient if isinstance(self.gradient, Discrete) else Discrete()
@@ -203,7 +203,7 @@ class OrdinaryProblem(InitialValueProblem):
         """f's parts with a solver of their own, outside any TS. Collective."""
         functions = self.functions(y0)
         make, implicit = partial(self._system, functions), self.scheme.implicit
-        return bare_system(functions[0], make, implicit=implicit, options_prefix=self.options_prefix)
+        return bare_system(functions[0], make, implicit=implicit, options_prefix=self.prefix)
 
     def _title(self) -> str:
         scheme = self.scheme

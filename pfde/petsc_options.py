@@ -1,9 +1,17 @@
-"""PETSc options of one solve: into the database for its duration, and those that the arguments decide refused."""
+"""PETSc options of one solve: in the database for its duration, and those that the arguments decide refused.
+
+PETSc's database is one for the process, and its objects read it by their prefix, some of them as late as in a solve. So
+the objects of a solve that has options of its own get a prefix of their own, under which the database has those and
+what it had for the prefix that the user named: no other solve, in another thread or inside func, sees them.
+"""
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from .system.peers import Peers
@@ -14,26 +22,55 @@ _REFUSED = (
     *(f"ts_adapt_{name}" for name in ("type", "dt_min", "dt_max", "safety", "reject_safety", "clip", "always_accept")),
 )
 _BAD_OPTION = (60, 62, 63, 86)  # PETSC_ERR_ARG_SIZ, _WRONG, _OUTOFRANGE, PETSC_ERR_UNKNOWN_TYPE
+_SHARED = "ts_trajectory_"  # PETSc reads these without a prefix
+_PRIVATE = re.compile("pfde[0-9]+_")
+_number = count(1)
+
+# Held, for a moment and without calling anything of the user's, by who puts an option under a prefix that others read
+# too, and by who reads such a prefix as a whole. Re-entrant, since a signal's handler may solve as well.
+database_in_use = threading.RLock()
+
+
+def private_prefix(prefix: str) -> str:
+    """A prefix that no other solve has, for objects to be seen under `prefix`."""
+    return f"{prefix}pfde{next(_number)}_"
+
+
+def shown(text: str) -> str:
+    """A text as the user knows it, with the prefixes that he has given."""
+    return _PRIVATE.sub("", text)
 
 
 @contextmanager
-def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Iterator[None]:
-    """Have these PETSc options in the database while a solve is set up and run; then restore what was there.
+def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Iterator[str]:
+    """Have these PETSc options in the database while a solve is set up and run; gives the prefix of its objects.
 
     Raises ValueError, on every rank, for an option that no object of the solve has asked for.
     """
-    database = PETSc.Options()
-    names = {name: prefix + name for name in options}
-    before = {full: database.getString(full) for full in names.values() if database.hasName(full)}
-    try:
+    if not options:
+        yield prefix
+        return
+    database, private = PETSc.Options(), private_prefix(prefix)
+    names = {name: name if name.startswith(_SHARED) else private + name for name in options}
+    with database_in_use:
+        everything = database.getAll()
+        users = {
+            private + full[len(prefix) :]: full
+            for full in everything
+            if full.startswith(prefix) and not _PRIVATE.search(full)
+        }
+        before = {full: everything[full] for full in names.values() if full in everything}
+        for copy, full in users.items():
+            database.setValue(copy, everything[full])
         for name, full in names.items():
             database.setValue(full, options[name])
+    try:
         try:
-            yield
+            yield private
         except PETSc.Error as error:
-            if not options or error.ierr not in _BAD_OPTION:
+            if error.ierr not in _BAD_OPTION:
                 raise
-            reason = str(error).splitlines()[-1].partition("] ")[2]
+            reason = shown(str(error).splitlines()[-1].partition("] ")[2])
             raise ValueError(f"options: PETSc does not take {dict(options)}: {reason}") from error
         unused = [name for name, full in names.items() if not database.used(full)]
         if unused:
@@ -44,7 +81,10 @@ def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Ite
                 )
             )
     finally:
-        for full in names.values():
+        for copy, full in users.items():
+            if database.used(copy):
+                database.hasName(full)  # counts as its use, for -options_left
+        for full in {*users, *names.values()}:
             database.delValue(full)
         for full, value in before.items():
             database.setValue(full, value)
@@ -56,6 +96,6 @@ def refuse_options(prefix: str) -> None:
     for name in _REFUSED:
         if options.hasName(name):
             raise ValueError(
-                f"PETSc option -{prefix}{name} does not apply here: t, step_size and method, or rtol and atol, say it; "
-                "if it belongs to another TS of the program, give this solve an options_prefix"
+                f"PETSc option -{shown(prefix)}{name} does not apply here: t, step_size and method, or rtol and atol, "
+                "say it; if it belongs to another TS of the program, give this solve an options_prefix"
             )

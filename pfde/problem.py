@@ -128,7 +128,7 @@ class Problem(InitialValueProblem):
 
         on_step(0, y0)
         discretisation = self.prepare(alpha, y0)
-        run, system = _integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.options_prefix)
+        run, system = _integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.prefix)
         drew = not all(map(torch.equal, generators, generator_states(y0.device)))
         self.peers.agree(random_error(gradient) if drew and not self.draws else None)
         function.trusted = True
@@ -141,7 +141,7 @@ class Problem(InitialValueProblem):
     def backprop(self, alpha: Tensor, y0: Tensor, ends: Tensor | None) -> Tensor:
         """The same steps on autograd's graph; y at the outputs, (len(outputs), d). Collective."""
         function = self.function(y0)
-        system = bare_system(function, implicit=self.scheme.implicit, options_prefix=self.options_prefix)
+        system = bare_system(function, implicit=self.scheme.implicit, options_prefix=self.prefix)
         discretisation = self.prepare(alpha, y0)
         order = alpha.double().cpu().reshape(-1)
         h = None

@@ -6,6 +6,7 @@ D^alpha y(t) = f(t, y(t), theta),   y(t_0) = y_0,   0 < alpha <= 1   (Caputo; al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -210,7 +211,8 @@ def _solve_history(
             "options_prefix": options_prefix,
         }
     )
-    with solver_options(extra, options_prefix, peers):
+    with solver_options(extra, options_prefix, peers) as prefix:
+        problem = replace(problem, private_prefix=prefix)
         y = _differentiable(problem, order, flat, ends, needed)
     return Solution(t, problem.layout.unflatten(y), problem.stats, "completed")
 
