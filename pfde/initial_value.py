@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .schedules.storage import SnapshotStore
 from .system.layout import StateLayout
 from .system.peers import Peers
-from .system.random import Draws, generator_states, preserved
+from .system.random import Draws, see_whether_it_draws
 from .system.torch_function import Times, TorchFunction
 from .system.torch_system import TorchSystem
 
@@ -150,11 +150,10 @@ def draws_numbers(stats: Stats, function: TorchFunction, y0: Tensor, t0: float) 
     y = y0.detach()
     if torch.is_grad_enabled():
         y.requires_grad_()
-    before = generator_states(y0.device)
-    with preserved(y0.device):  # the numbers are drawn again later
-        value = function.on_graph(0, t0, y)
-        drew = not all(map(torch.equal, before, generator_states(y0.device)))
-    stats.nfe_forward += 1
+    before = function.evaluations
+    alone = function.peers.alone  # else every call is collective, and their number has to be the same everywhere
+    value, drew = see_whether_it_draws(lambda: function.on_graph(0, t0, y), y0.device, again=alone)
+    stats.nfe_forward += function.evaluations - before
     if torch.is_grad_enabled():
         function.reached.require(value, y)
     return drew

@@ -1,6 +1,7 @@
 """Solves in threads are those of a serial run: each has its own options and its own random numbers."""
 
 import random
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,11 +29,9 @@ def in_threads(work, items):
 
 @pytest.fixture(autouse=True)
 def _switch_often():
-    """Threads change between any two bytecodes, or nearly."""
-    import sys
-
+    """Fifty times as often as by default."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
+    sys.setswitchinterval(1e-4)
     yield
     sys.setswitchinterval(before)
 
@@ -94,7 +93,7 @@ def test_an_option_is_honoured_by_its_own_solve_only():
         y0 = torch.tensor([1.0, 0.5], dtype=D)
         return pfde.solve(Field(0), y0, T, 0.7, method="trapezoid", options=options).stats.newton_iterations
 
-    items = [None, 1e-1, 1e-4, 1e-8] * 10
+    items = [None, 1e-1, 1e-4, 1e-8] * 5
     expected = {x: iterations(x) for x in items[:4]}
     assert len(set(expected.values())) >= 3  # the option matters
     assert in_threads(iterations, items) == [expected[x] for x in items]
@@ -169,7 +168,7 @@ def test_the_backward_pass_may_run_in_another_thread():
 
 
 def test_a_pool_inside_func_does_not_wait_for_the_outer_solve():
-    """No lock is held while func runs, where it draws no random numbers."""
+    """Nothing is held while func runs, but when it is first looked at, and then for a second."""
 
     def part(y):
         with torch.no_grad():
@@ -181,4 +180,108 @@ def test_a_pool_inside_func_does_not_wait_for_the_outer_solve():
 
     y0 = torch.ones(2, dtype=D, requires_grad=True)
     pfde.fdeint(func, y0, T[:3], 0.8, options={"snes_rtol": 1e-9})[-1].sum().backward()
-    assert threading.active_count() >= 1
+
+
+# -- random numbers ----------------------------------------------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    """A field with a random factor, which notes what it has drawn for which t; or one that is told what to draw.
+
+    For methods with no stage of one step at a time of another's.
+    """
+
+    def __init__(self, told: dict[float, Tensor] | None = None) -> None:
+        super().__init__()
+        self.w = nn.Parameter(A.clone())
+        self.told, self.drawn = told, {}
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.told is None:
+            factor = torch.rand(2, dtype=D) + 0.5
+            self.drawn.setdefault(float(t), []).append(factor)
+        else:
+            factor = self.told[float(t)]
+        return torch.tanh(y @ self.w) * factor
+
+
+NOISY = {
+    "euler": {"alpha": 0.6, "method": "euler"},
+    "trapezoid": {"alpha": 0.6, "method": "trapezoid"},
+    "revolve": {"alpha": 0.6, "method": "pece", "history": pfde.ShortMemory(0.5), "gradient": pfde.Revolve(2)},
+    "ralston": {"method": "ralston", "gradient": pfde.Revolve(2)},
+    "online": {"method": "midpoint", "gradient": pfde.Online(2)},
+    "implicit": {"method": "implicit_midpoint", "gradient": pfde.Symplectic()},
+    "backprop": {"method": "midpoint", "gradient": pfde.Backprop()},
+}
+
+
+def noisy(case):
+    """The gradient of a solve with random numbers, what it drew, and the gradient with these numbers given."""
+    name, _ = case
+    keywords = dict(NOISY[name])
+    if isinstance(keywords.get("gradient"), pfde.Revolve | pfde.Online):
+        keywords["gradient"] = pfde.Discrete(schedule=keywords["gradient"])
+
+    def run(f):
+        y0 = torch.tensor([1.0, 0.5], dtype=D, requires_grad=True)
+        y = pfde.solve(f, y0, torch.linspace(0, 1, 6, dtype=D), **keywords).y
+        loss = y.square().sum()
+        bars = torch.autograd.grad(loss, (y0, f.w), retain_graph=True)
+        assert all(map(torch.equal, bars, torch.autograd.grad(loss, (y0, f.w))))
+        return bars
+
+    f = Noisy()
+    bars = run(f)
+    # what was drawn at t[0] when func was looked at, before the first step, belongs to no step
+    numbers = {t: factors[-1] for t, factors in f.drawn.items()}
+    return bars, numbers, run(Noisy(numbers))
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_each_solve_draws_its_own_numbers_whatever_other_threads_draw(name):
+    """The gradient is that of the numbers drawn; no two solves, and no two steps, draw the same ones."""
+    results = in_threads(noisy, [(name, i) for i in range(5)])
+    for bars, _, expected in results:
+        assert all(map(torch.equal, bars, expected))
+    # The stages of one step have the same numbers. At t = 0 a method may have no stage, but func was looked at.
+    steps = [{float(x[0]) for t, x in numbers.items() if t > 0} for _, numbers, _ in results]
+    assert len(set().union(*steps)) == sum(map(len, steps)) >= 5 * 4
+
+
+def test_solves_leave_torchs_generator_as_a_loop_would():
+    """In one thread: the steps of the explicit Euler method draw what a loop by hand draws."""
+    torch.manual_seed(3)
+    f, y0, t = Noisy(), torch.tensor([1.0, 0.5], dtype=D, requires_grad=True), torch.linspace(0, 1, 5, dtype=D)
+    y = pfde.odeint(f, y0, t, method="euler")
+    after = torch.rand(1)
+    y.sum().backward()
+    later = torch.rand(1)
+    torch.manual_seed(3)
+    numbers = [torch.rand(2, dtype=D) + 0.5 for _ in range(4)]
+    assert all(torch.equal(f.drawn[float(x)][-1], factor) for x, factor in zip(t, numbers, strict=False))
+    assert torch.equal(after, torch.rand(1))
+    assert torch.equal(later, torch.rand(1))
+
+
+def test_numbers_drawn_in_another_thread_are_not_taken_for_those_of_func():
+    """Neither when func is first looked at, nor at the end of the forward pass."""
+    stop = threading.Event()
+
+    def draw():
+        while not stop.is_set():
+            torch.rand(1)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for method in ("petsc:rk:4", "rk4", "trapezoid"):
+            for _ in range(3):
+                y0 = torch.tensor([1.0, 0.5], dtype=D, requires_grad=True)
+                keywords = {"step_size": 0.25} if method != "trapezoid" else {}
+                pfde.solve(Field(0), y0, T, method=method, **keywords).y.sum().backward()
+        with pytest.raises(ValueError, match="func draws random numbers, which method 'petsc:rk:4'"):
+            pfde.odeint(Noisy(), y0, T, method="petsc:rk:4", step_size=0.25)
+    finally:
+        stop.set()
+        thread.join()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -159,10 +160,9 @@ class TorchFunction:
         """func at a state, of which y holds the memory."""
         self.evaluations += 1
         version = y._version
-        if self.draws is not None:
-            self.draws.enter(n)
         try:
-            value = self.func(self._time(n, t) if time is None else time, state)
+            with nullcontext() if self.draws is None else self.draws.evaluation(n):
+                value = self.func(self._time(n, t) if time is None else time, state)
             if y._version != version:
                 raise RuntimeError(f"func changed y in place at t={float(t):.6g}: {_IN_PLACE}")
             return value
