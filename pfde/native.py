@@ -50,9 +50,8 @@ class NativeProblem(NativeSetting):
         return ()
 
     def needs_gradient(self, y0: Tensor) -> bool:
-        """Whether autograd is to follow the solve, on any rank. Collective."""
-        needed = y0.requires_grad or bool(self.parameters)
-        return torch.is_grad_enabled() and bool(self.peers.largest(int(needed)))
+        """Whether autograd is to follow the solve."""
+        return torch.is_grad_enabled() and (y0.requires_grad or bool(self.parameters))
 
     def integrate(self, y0: Tensor) -> Tensor:
         """y at the times, (T, d), without a graph. Collective."""

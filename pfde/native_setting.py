@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .petsc_options import database_in_use, shown
+from .petsc_options import Entries, database_in_use, shown
 from .system.layout import StateLayout
 from .system.peers import Peers
 from .system.start import PETSc
@@ -224,16 +224,9 @@ def own_options(setting: NativeSetting, prefix: str, again: Mapping[str, str] | 
     if again is not None:
         shows = ("monitor", "view", "converged_reason")
         wanted |= {prefix + n: v for n, v in again.items() if not any(word in n for word in shows)}
-    database = PETSc.Options()
     with database_in_use:
-        everything = database.getAll()
-        before = {name: everything[name] for name in wanted if name in everything}
+        entries = Entries(wanted)
         try:
-            for name, value in wanted.items():
-                database.setValue(name, value)
             yield
         finally:
-            for name in wanted:
-                database.delValue(name)
-            for name, value in before.items():
-                database.setValue(name, value)
+            entries.remove()

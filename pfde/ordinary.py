@@ -25,7 +25,7 @@ from .autograd import Solve
 from .continuous import ContinuousProblem
 from .errors import StepLimitError
 from .events import EventSearch
-from .gradients import Backprop, Continuous
+from .gradients import Backprop, Continuous, Discrete
 from .initial_value import Solution, Stats, draws_numbers, look
 from .native import NativeProblem
 from .native_setting import parse_native
@@ -43,7 +43,7 @@ from .ordinary_arguments import (
 from .ordinary_problem import OrdinaryProblem
 from .petsc_options import solver_options
 from .system.layout import describe
-from .system.peers import Peers
+from .system.peers import CALL, Peers
 from .system.torch_function import TorchFunction
 
 Func = Callable[[Tensor, Any], Any]
@@ -108,6 +108,7 @@ def odeint(
     >>> y = pfde.odeint(model, y0, torch.linspace(0, 1, 11), method="dopri5", rtol=1e-6, atol=1e-8)
     >>> y[-1].square().mean().backward()
     """
+    Peers(comm).same({CALL: "odeint"})
     return solve_ode(
         func,
         y0,
@@ -191,17 +192,17 @@ def solve_ode(
         return problem, flat, moving, extra
 
     problem, flat, moving, extra = peers.call(prepare)
-    needed = problem.needs_gradient(flat, moving)
+    needed, how = problem.needs_gradient(flat, moving), problem.gradient
     peers.same(
         {
             "method": problem.scheme.name,
             "t, with step_size": (problem.times, problem.pieces),
-            "gradient": repr(problem.gradient),
+            "gradient": how.signature if isinstance(how, Discrete) else repr(how),
             "rtol and atol": [x for x in (rtol, atol) if isinstance(x, int | float)],
             "the dtype of y0": flat.dtype,
             "the kind of device of y0": flat.device.type,
             "torch.is_grad_enabled()": torch.is_grad_enabled(),
-            "whether y0, t or a parameter requires a gradient": needed,
+            "whether y0, t or a parameter requires a gradient": (needed, flat.requires_grad, moving is not None),
             "options": (extra, problem.accuracy.limits),
             "options_prefix": options_prefix,
         }
@@ -281,13 +282,25 @@ def _native(
 
     stats, grad, extra = Stats(method), torch.is_grad_enabled(), peers.call(check_options, options)
     peers.call(check_prefix, options_prefix)
+    peers.same({"options": extra, "options_prefix": options_prefix})
     with (
-        solver_options(extra, options_prefix, peers) as prefix,
+        solver_options(extra, options_prefix, peers, private=True) as prefix,
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):
         problem, flat = peers.call(prepare)
         layout, parameters = problem.layout, problem.parameters
+        needed = problem.needs_gradient(flat)
+        peers.same(
+            {
+                "t, with step_size": (problem.times, step_size),
+                "rtol and atol": (problem.rtol, problem.atol),
+                "the dtype of y0": flat.dtype,
+                "the kind of device of y0": flat.device.type,
+                "torch.is_grad_enabled()": torch.is_grad_enabled(),
+                "whether y0 or a parameter requires a gradient": (needed, flat.requires_grad),
+            }
+        )
         function = TorchFunction(func, layout, parameters, flat.dtype, flat.device, None, peers)
         draws = peers.call(draws_numbers, stats, function, flat, problem.times[0])
         if peers.largest(int(draws)):
@@ -295,7 +308,7 @@ def _native(
                 f"func draws random numbers, which method {method!r} would draw anew at each of PETSc's calls: use a "
                 "method of pfde's own, or draw the numbers outside func"
             )
-        if problem.needs_gradient(flat):
+        if needed:
             y = Solve.apply(problem, 1, flat, *parameters)
         else:
             y = problem.integrate(flat)

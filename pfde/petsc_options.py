@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
+from .system.interrupts import as_raised
 from .system.peers import Peers
 from .system.start import PETSc
 
@@ -41,34 +42,64 @@ def shown(text: str) -> str:
     return _PRIVATE.sub("", text)
 
 
+class Entries:
+    """Options in the database, until `remove`; then what was there.
+
+    Ctrl-C may interrupt `remove`, too: what it has not done is done when this is dropped.
+    """
+
+    def __init__(self, wanted: Mapping[str, Any]) -> None:
+        self._before: dict[str, tuple[bool, str | None]] = {}
+        self._database = PETSc.Options()
+        everything = self._database.getAll()
+        self._before = {name: (name in everything, everything.get(name)) for name in wanted}
+        for name, value in wanted.items():
+            self._database.setValue(name, value)
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        while self._before:
+            name, (was, value) = next(iter(self._before.items()))
+            if was:
+                self._database.setValue(name, value)
+            else:
+                self._database.delValue(name)
+            self._before.pop(name, None)
+
+    def __del__(self) -> None:
+        self.remove()
+
+
 @contextmanager
-def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Iterator[str]:
+def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers, *, private: bool = False) -> Iterator[str]:
     """Have these PETSc options in the database while a solve is set up and run; gives the prefix of its objects.
 
-    Raises ValueError, on every rank, for an option that no object of the solve has asked for.
+    private : whether that is to be one of its own even where there are no options
+
+    Raises ValueError, on every rank, for an option that no object of the solve has asked for. What a callback raised,
+    and PETSc has made an error of its own of, comes out as it was raised.
     """
-    if not options:
-        yield prefix
+    if not options and not private:
+        with as_raised():
+            yield prefix
         return
-    database, private = PETSc.Options(), private_prefix(prefix)
-    names = {name: name if name.startswith(_SHARED) else private + name for name in options}
+    database, own = PETSc.Options(), private_prefix(prefix)
+    names = {name: name if name.startswith(_SHARED) else own + name for name in options}
     with database_in_use:
         everything = database.getAll()
         users = {
-            private + full[len(prefix) :]: full
+            own + full[len(prefix) :]: full
             for full in everything
             if full.startswith(prefix) and not _PRIVATE.search(full)
         }
-        before = {full: everything[full] for full in names.values() if full in everything}
-        for copy, full in users.items():
-            database.setValue(copy, everything[full])
-        for name, full in names.items():
-            database.setValue(full, options[name])
+        wanted = {copy: everything[full] for copy, full in users.items()}
+        entries = Entries(wanted | {full: options[name] for name, full in names.items()})
     try:
         try:
-            yield private
+            with as_raised():
+                yield own
         except PETSc.Error as error:
-            if error.ierr not in _BAD_OPTION:
+            if not options or error.ierr not in _BAD_OPTION:
                 raise
             reason = shown(str(error).splitlines()[-1].partition("] ")[2])
             raise ValueError(f"options: PETSc does not take {dict(options)}: {reason}") from error
@@ -84,10 +115,7 @@ def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Ite
         for copy, full in users.items():
             if database.used(copy):
                 database.hasName(full)  # counts as its use, for -options_left
-        for full in {*users, *names.values()}:
-            database.delValue(full)
-        for full, value in before.items():
-            database.setValue(full, value)
+        entries.remove()
 
 
 def refuse_options(prefix: str) -> None:

@@ -36,7 +36,7 @@ from .petsc_options import solver_options
 from .problem import Problem
 from .schemes import METHODS
 from .schemes.ordinary import ODE_METHODS
-from .system.peers import Peers
+from .system.peers import CALL, Peers
 
 
 def fdeint(
@@ -96,6 +96,7 @@ def fdeint(
     >>> y = pfde.fdeint(model, y0, torch.linspace(0, 1, 101), 0.7)
     >>> y[-1].square().mean().backward()
     """
+    Peers(comm).same({CALL: "fdeint"})
     return _solve_history(
         func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm
     ).y
@@ -128,7 +129,7 @@ def solve(
     ordinary = {"rtol": rtol, "atol": atol, "mass": mass}
     given = {name: value for name, value in ordinary.items() if value is not None}
     peers = Peers(comm)
-    peers.same({"method": method, "which of rtol, atol and mass are given": sorted(given)})
+    peers.same({CALL: "solve", "method": method, "which of rtol, atol and mass are given": sorted(given)})
     if not peers.call(_is_for_odeint, alpha, method, history, given):
         return _solve_history(
             func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm
@@ -206,7 +207,8 @@ def _solve_history(
             "the dtype of y0": flat.dtype,
             "the kind of device of y0": flat.device.type,
             "torch.is_grad_enabled()": torch.is_grad_enabled(),
-            "whether y0, alpha or a parameter requires a gradient": needed,
+            "whether y0, alpha or a parameter requires a gradient": (needed, flat.requires_grad, order.requires_grad),
+            "whether t requires a gradient": ends is not None,
             "options": extra,
             "options_prefix": options_prefix,
         }

@@ -1,11 +1,20 @@
 """The program's signals stay its own: PETSc started by pfde installs no handler, and Ctrl-C is a KeyboardInterrupt."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import FrameType
 
 import pytest
+import torch
+from torch import nn
+
+import pfde
 
 SOLVE = """
 import os, signal, sys
@@ -112,3 +121,105 @@ def test_options_of_the_environment_are_read_and_those_of_the_command_line_are_n
     assert done.returncode == 0, done.stderr
     assert "'snes_rtol': '1e-9'" in done.stdout
     assert "from_the_command_line" not in done.stdout
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------------------------------
+
+T = torch.linspace(0, 1, 5, dtype=torch.float64)
+DISK = pfde.Discrete(schedule=pfde.Revolve(1, on_disk=3))
+SOLVES = {
+    "trapezoid": {"alpha": 0.7, "method": "trapezoid", "options": {"fde_jacobian": "matrix_free"}},
+    "pece, disk": {"alpha": 0.7, "method": "pece", "history": pfde.ShortMemory(0.5), "gradient": DISK},
+    "cn, disk": {"method": "cn", "gradient": DISK},
+    "dopri5": {"method": "dopri5", "rtol": 1e-3},
+    "sdirk4": {"method": "sdirk4", "rtol": 1e-2, "atol": 1e-2, "options": {"snes_rtol": 1e-9}},
+    "backprop": {"method": "beuler", "rtol": 1e-3, "gradient": pfde.Backprop()},
+    "petsc": {"method": "petsc:cn"},
+}
+HOME = Path(pfde.__file__).parent
+# Where Python runs inside of PETSc, where something is to be put back, and where files are kept.
+NEAR = (
+    *("driver.py", "petsc_options.py", "native.py", "native_setting.py", "native_callbacks.py", "stage_solver.py"),
+    *("operators.py", "base.py", "vectors.py", "checkpoints.py", "storage.py", "autograd.py"),
+)
+
+
+class Field(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([[-0.3, 0.4], [0.2, 0.5]], dtype=torch.float64))
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(y @ self.w) - y
+
+
+class Interrupt:
+    """Sends this process SIGINT when one line of pfde's is reached for the first time; `lines` are those it has met."""
+
+    def __init__(self, at: tuple[str, int] | None = None) -> None:
+        self.at, self.lines = at, {}
+
+    def __enter__(self) -> "Interrupt":
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, _event: str, _argument: object) -> Callable | None:
+        return self._line if frame.f_code.co_filename.startswith(str(HOME)) else None
+
+    def _line(self, frame: FrameType, event: str, _argument: object) -> Callable:
+        if event == "line":
+            line = frame.f_code.co_filename, frame.f_lineno
+            if line == self.at and line not in self.lines:
+                os.kill(os.getpid(), signal.SIGINT)
+            self.lines[line] = True
+        return self._line
+
+
+@pytest.mark.parametrize("name", SOLVES)
+def test_an_interrupt_comes_out_as_such_and_leaves_nothing_behind(name: str, folder: Path) -> None:
+    """At a dozen lines of pfde's code, forward and backward; the next backward pass, and the next solve, are right."""
+    f = Field()
+
+    def solve(interrupt: Interrupt | None, pending: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        y0 = torch.tensor([[1.0, 0.5], [2.0, -1.0]], dtype=torch.float64, requires_grad=True)
+        with interrupt or nullcontext():
+            loss = pfde.solve(f, y0, T, **SOLVES[name]).y.square().sum()
+            pending += [loss, y0]
+            return torch.autograd.grad(loss, (y0, f.w), retain_graph=True)
+
+    solve(None, [])  # what is done once in a process, such as registering events
+    meet = Interrupt()
+    expected = solve(meet, [])
+    lines = sorted(line for line in meet.lines if Path(line[0]).name in NEAR)
+    assert len(lines) > 100
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for line in random.Random(name).sample(lines, 12):
+            pending: list[torch.Tensor] = []
+            with pytest.raises(KeyboardInterrupt):
+                solve(Interrupt(line), pending)
+            if pending:
+                loss, y0 = pending
+                assert all(map(torch.equal, torch.autograd.grad(loss, (y0, f.w)), expected)), line
+                del loss, y0
+            pending.clear()
+            assert all(map(torch.equal, solve(None, []), expected)), line
+            assert not list(folder.iterdir()), line
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_a_caller_is_handling_is_not_taken_for_the_cause() -> None:
+    """A solve in an except clause of Ctrl-C's that fails for a reason of its own."""
+    y0 = torch.ones(2, dtype=torch.float64)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(ValueError, match="PETSc does not take"):
+            pfde.fdeint(lambda t, y: -y, y0, T, 0.7, options={"snes_type": "nonsense"})
+        with pytest.raises(pfde.ConvergenceError):
+            pfde.fdeint(lambda t, y: y * y + 1e3, y0, T, 0.7, options={"snes_max_it": 1})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Linearisation, System, Weight
+from .interrupts import as_raised
 from .mass import Mass
 from .operators import MatrixFree
 from .parameter_bar import ParameterBar
@@ -180,7 +181,8 @@ class GraphSystem:
                 "double backward (create_graph=True) through an implicit method is not implemented: use an explicit "
                 "method with gradient=pfde.Backprop()"
             )
-        return self._system.solve_transpose(n, t, at, w, y_bar)
+        with as_raised():
+            return self._system.solve_transpose(n, t, at, w, y_bar)
 
 
 class _Slope:
