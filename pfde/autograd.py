@@ -16,8 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .errors import NonFiniteError
 from .system.autocast import autocast_now
 from .system.held import Held
+from .system.interrupts import as_raised
 from .system.peers import Peers
 
 
@@ -72,13 +74,24 @@ class Solve(torch.autograd.Function):
         """The adjoint sweep."""
         problem: Solvable = ctx.problem
         problem.peers.call(_may_run, ctx)
-        with autocast_now(y_bar.device).suspended(), ctx.held.restored():
+        with as_raised(), autocast_now(y_bar.device).suspended(), ctx.held.restored():
             bars, theta_bar = problem.backward(ctx.run, y_bar, ctx.needs_input_grad[2 : 2 + ctx.count])
+        if not problem.peers.alone:
+            problem.peers.call(_require_finite, [*bars, *theta_bar])
         inputs = [
             None if bar is None or like is None else bar.to(dtype=like[1], device=like[2]).reshape(like[0])
             for bar, like in zip(bars, ctx.likes, strict=True)
         ]
         return None, None, *inputs, *theta_bar
+
+
+def _require_finite(bars: Sequence[Tensor | None]) -> None:
+    """Raise NonFiniteError where a gradient is NaN or inf, of which the other ranks would see nothing."""
+    if not all(bar is None or bool(torch.isfinite(bar).all()) for bar in bars):
+        raise NonFiniteError(
+            "the gradient of a state shared by ranks is NaN or inf: check the loss, and func and its derivative at the "
+            "solution"
+        )
 
 
 def _may_run(ctx: Any) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from petsc4py import PETSc
 from torch import Tensor
 
 from .errors import PfdeError
-from .petsc_options import refuse_options
+from .petsc_options import database_in_use, refuse_options
 from .sweeps.checkpoints import CheckpointedSweep
+from .system.start import PETSc
 from .system.torch_function import TorchFunction
 from .system.torch_system import TorchSystem
 from .system.vectors import state_vec, write
@@ -117,9 +117,10 @@ def drive(
     context.create(ts)
     write(vec, y0)
     error: BaseException | None = None
-    refuse_options(options_prefix, adaptive=adaptive)
     try:
-        ts.setFromOptions()
+        with database_in_use:
+            refuse_options(options_prefix, adaptive=adaptive)
+            ts.setFromOptions()
         ts.setTime(t0)
         ts.setTimeStep(h)
         ts.setMaxTime(1e300)  # the sweep itself says when it is over

@@ -16,7 +16,7 @@ from .schedules.storage import SnapshotStore
 from .system.autocast import NO_AUTOCAST, Autocast
 from .system.layout import StateLayout
 from .system.peers import Peers
-from .system.random import Draws, generator_states, preserved
+from .system.random import Draws, see_whether_it_draws
 from .system.reached import count_nodes
 from .system.torch_function import Times, TorchFunction
 from .system.torch_system import TorchSystem
@@ -83,7 +83,8 @@ class InitialValueProblem:
     func : the user's callable
     parameters : what func uses and what requires a gradient
     peers : the ranks that share the state
-    options_prefix : of the solve's PETSc objects
+    options_prefix : of the solve's PETSc objects, as the user names them
+    private_prefix : theirs in the forward pass, where it has options of its own; else None
     stats : the one thing that changes
     draws : whether func draws random numbers
     autocast : torch.autocast as func is to see it
@@ -97,6 +98,12 @@ class InitialValueProblem:
     stats: Stats
     draws: bool = False
     autocast: Autocast = NO_AUTOCAST
+    private_prefix: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The options prefix of the forward pass's PETSc objects."""
+        return self.options_prefix if self.private_prefix is None else self.private_prefix
 
     @property
     def frozen(self) -> tuple[Tensor, ...]:
@@ -149,12 +156,10 @@ def draws_numbers(stats: Stats, function: TorchFunction, y0: Tensor, t0: float) 
     y = y0.detach()
     if torch.is_grad_enabled():
         y.requires_grad_()
-    before = generator_states(y0.device)
-    with preserved(y0.device):  # the numbers are drawn again later
-        begin = count_nodes()
-        value = function.on_graph(0, t0, y)
-        drew = not all(map(torch.equal, before, generator_states(y0.device)))
-    stats.nfe_forward += 1
+    before, begin = function.evaluations, count_nodes()
+    alone = function.peers.alone  # else every call is collective, and their number has to be the same everywhere
+    value, drew = see_whether_it_draws(lambda: function.on_graph(0, t0, y), y0.device, again=alone)
+    stats.nfe_forward += function.evaluations - before
     if torch.is_grad_enabled():
         function.reached.require((value,), begin, y)
     return drew

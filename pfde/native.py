@@ -21,14 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from .errors import ConvergenceError, PfdeError
 from .native_callbacks import Clock, Counter, Functions, ParameterProducts, Products, StateProducts, real, unreal
 from .native_setting import NativeSetting, own_options, snapshot_options
+from .petsc_options import private_prefix
 from .system.base import Failure
 from .system.solver_options import require_residual_solver
+from .system.start import PETSc
 from .system.vectors import read, state_vec, write
 
 _FACTORISED = "a method of pfde's own, such as 'cn', with 'fde_jacobian': 'dense' or 'blocks'"
@@ -52,9 +53,8 @@ class NativeProblem(NativeSetting):
         return ()
 
     def needs_gradient(self, y0: Tensor) -> bool:
-        """Whether autograd is to follow the solve, on any rank. Collective."""
-        needed = y0.requires_grad or bool(self.parameters)
-        return torch.is_grad_enabled() and bool(self.peers.largest(int(needed)))
+        """Whether autograd is to follow the solve."""
+        return torch.is_grad_enabled() and (y0.requires_grad or bool(self.parameters))
 
     def integrate(self, y0: Tensor) -> Tensor:
         """y at the times, (T, d), without a graph. Collective."""
@@ -188,7 +188,9 @@ class _Run:
 
     def _configure(self, *, adjoint: bool, again: Mapping[str, str] | None) -> None:
         setting, ts, method = self._setting, self._ts, self._setting.method
-        ts.setOptionsPrefix(setting.options_prefix)
+        # The options of a solve that is repeated are put into the database again: for it alone.
+        prefix = setting.options_prefix if again is None else private_prefix(setting.options_prefix)
+        ts.setOptionsPrefix(prefix)
         ts.setType(method.family)
         if method.family == "rk":
             ts.setRKType(method.subtype)
@@ -203,7 +205,7 @@ class _Run:
         ts.setErrorIfStepFails(False)  # the reason is read, and raised with t
         if adjoint:
             ts.setSaveTrajectory()
-        with own_options(setting, again):
+        with own_options(setting, prefix, again):
             ts.setFromOptions()
         if not adjoint:
             ts.removeTrajectory()  # -ts_save_trajectory makes one

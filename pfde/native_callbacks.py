@@ -21,13 +21,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from .errors import ConvergenceError, NonFiniteError
 from .native_setting import NativeSetting, Stats
 from .system.base import Failure
 from .system.reached import Reached
+from .system.start import PETSc
 from .system.vectors import load, read, write
 
 

@@ -14,13 +14,13 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
-from .petsc_options import permits_adapt_type
+from .petsc_options import Entries, database_in_use, permits_adapt_type, shown
 from .system.autocast import NO_AUTOCAST, Autocast
 from .system.layout import StateLayout
 from .system.peers import Peers
+from .system.start import PETSc
 
 
 class NativeMethod(NamedTuple):
@@ -162,7 +162,8 @@ class NativeSetting:
                 f"method {self.method.name!r} has no embedded pair to adapt its steps with: pass step_size, or use "
                 f"'petsc:{family}:{'5dp' if family == 'rk' else '3'}'"
             )
-        _refuse_options(self.options_prefix, fixed=self.fixed)
+        with database_in_use:
+            _refuse_options(self.options_prefix, fixed=self.fixed)
 
     @property
     def fixed(self) -> bool:
@@ -196,8 +197,8 @@ def _refuse_options(prefix: str, *, fixed: bool) -> None:
     for name in (*_DECIDED, "ts_adapt_type") if fixed and not permitted else _DECIDED:
         if options.hasName(name):
             raise ValueError(
-                f"PETSc option -{prefix}{name} does not apply here: t, step_size and method say it; if it belongs to "
-                "another TS of the program, give this solve an options_prefix"
+                f"PETSc option -{shown(prefix)}{name} does not apply here: t, step_size and method say it; if it "
+                "belongs to another TS of the program, give this solve an options_prefix"
             )
     for name, value in PETSc.Options().getAll().items():
         known = name in _TRAJECTORY and (name != "ts_trajectory_type" or value == "memory")
@@ -209,34 +210,30 @@ def _refuse_options(prefix: str, *, fixed: bool) -> None:
 
 
 def snapshot_options(prefix: str) -> dict[str, str]:
-    """The options of this prefix, for a forward solve that is done again when the database may have changed."""
+    """The options of this prefix, without it, for a solve that is done again when the database may have changed."""
     kinds = tuple(prefix + kind for kind in ("ts_", "snes_", "ksp_", "pc_"))
-    return {name: value for name, value in PETSc.Options().getAll().items() if name.startswith(kinds)}
+    with database_in_use:
+        everything = PETSc.Options().getAll()
+    return {name[len(prefix) :]: value for name, value in everything.items() if name.startswith(kinds)}
 
 
 @contextmanager
-def own_options(setting: NativeSetting, again: Mapping[str, str] | None) -> Iterator[None]:
-    """The options that a TS is to be set up with, in the database; then what was there (NOTE).
+def own_options(setting: NativeSetting, prefix: str, again: Mapping[str, str] | None) -> Iterator[None]:
+    """The options that a TS of this prefix is to be set up with, in the database; then what was there (NOTE).
 
     again : those of the solve that is repeated, without what it showed; None if none is
     """
     wanted = {"ts_trajectory_type": "memory"}
     if setting.fixed:
-        wanted[f"{setting.options_prefix}ts_adapt_type"] = "none"
+        wanted[f"{prefix}ts_adapt_type"] = "none"
     if again is not None:
         shows = ("monitor", "view", "converged_reason")
-        wanted |= {n: v for n, v in again.items() if not any(word in n for word in shows)}
+        wanted |= {prefix + n: v for n, v in again.items() if not any(word in n for word in shows)}
         wanted["ts_trajectory_type"] = "memory"
-    database = PETSc.Options()
-    before = {name: database.getString(name) for name in wanted if database.hasName(name)}
-    wanted = {name: value for name, value in wanted.items() if before.get(name) != value}  # the user's own is used
-    before = {name: before[name] for name in wanted if name in before}
-    try:
-        for name, value in wanted.items():
-            database.setValue(name, value)
-        yield
-    finally:
-        for name in wanted:
-            database.delValue(name)
-        for name, value in before.items():
-            database.setValue(name, value)
+    with database_in_use:
+        everything = PETSc.Options().getAll()
+        entries = Entries({n: v for n, v in wanted.items() if everything.get(n) != v})  # the user's own is used
+        try:
+            yield
+        finally:
+            entries.remove()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from .autograd import Solve
 from .continuous import ContinuousProblem
 from .errors import StepLimitError
 from .events import EventSearch
-from .gradients import Backprop, Continuous
+from .gradients import Backprop, Continuous, Discrete
 from .initial_value import Solution, Stats, draws_numbers, look
 from .native import NativeProblem
 from .native_setting import parse_native
@@ -45,7 +46,7 @@ from .petsc_options import solver_options
 from .repeats import Repeats, distinct, require_entries, rest, rests, slope_of, stay
 from .system.autocast import autocast_now
 from .system.layout import describe
-from .system.peers import Peers
+from .system.peers import CALL, Peers
 from .system.torch_function import TorchFunction
 
 Func = Callable[[Tensor, Any], Any]
@@ -112,6 +113,7 @@ def odeint(
     >>> y = pfde.odeint(model, y0, torch.linspace(0, 1, 11), method="dopri5", rtol=1e-6, atol=1e-8)
     >>> y[-1].square().mean().backward()
     """
+    Peers(comm).same({CALL: "odeint"})
     return solve_ode(
         func,
         y0,
@@ -201,17 +203,17 @@ def solve_ode(
         return problem, repeats, flat, moving, extra
 
     problem, repeats, flat, moving, extra = peers.call(prepare)
-    needed = problem.needs_gradient(flat, moving)
+    needed, how = problem.needs_gradient(flat, moving), problem.gradient
     peers.same(
         {
             "method": problem.scheme.name,
             "t, with step_size": (problem.times, problem.pieces, repeats.rows, moving is None),
-            "gradient": repr(problem.gradient),
+            "gradient": how.signature if isinstance(how, Discrete) else repr(how),
             "rtol and atol": [x for x in (rtol, atol) if isinstance(x, int | float)],
             "the dtype of y0": flat.dtype,
             "the kind of device of y0": flat.device.type,
             "torch.is_grad_enabled()": torch.is_grad_enabled(),
-            "whether y0, t or a parameter requires a gradient": needed,
+            "whether y0, t or a parameter requires a gradient": (needed, flat.requires_grad, moving is not None),
             "options": (extra, problem.accuracy.limits),
             "options_prefix": options_prefix,
         }
@@ -219,7 +221,8 @@ def solve_ode(
     if rests(repeats, problem.layout):
         y = stay(problem, problem.make_function(problem.func, flat, None, None), flat, repeats, (moving,))
     else:
-        with solver_options(extra, options_prefix, peers), problem.autocast.suspended():
+        with solver_options(extra, options_prefix, peers) as prefix, problem.autocast.suspended():
+            problem = replace(problem, private_prefix=prefix)
             try:
                 y = _differentiable(problem, flat, None if moving is None else repeats.own(moving), needed)
             except StepLimitError as error:
@@ -288,7 +291,7 @@ def _native(
             step_size=step_size,
             rtol=_one_number("rtol", rtol, method),
             atol=_one_number("atol", atol, method),
-            options_prefix=check_prefix(options_prefix),
+            options_prefix=prefix,
             peers=peers,
             stats=stats,
             dtype=flat.dtype,
@@ -298,15 +301,28 @@ def _native(
         return problem, flat
 
     stats, grad, extra = Stats(method), torch.is_grad_enabled(), peers.call(check_options, options)
+    peers.call(check_prefix, options_prefix)
+    peers.same({"options": extra, "options_prefix": options_prefix})
     repeats = distinct(peers.call(check_monotone, t))
     still = rests(repeats, peers.call(check_state, y0)[0])
     with (
-        nullcontext() if still else solver_options(extra, options_prefix, peers),
+        nullcontext("") if still else solver_options(extra, options_prefix, peers, private=True) as prefix,
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):
         problem, flat = peers.call(prepare)
         layout, parameters = problem.layout, problem.parameters
+        needed = problem.needs_gradient(flat)
+        peers.same(
+            {
+                "t, with step_size": (problem.times, step_size, repeats.rows),
+                "rtol and atol": (problem.rtol, problem.atol),
+                "the dtype of y0": flat.dtype,
+                "the kind of device of y0": flat.device.type,
+                "torch.is_grad_enabled()": torch.is_grad_enabled(),
+                "whether y0 or a parameter requires a gradient": (needed, flat.requires_grad),
+            }
+        )
         function = TorchFunction(
             func, layout, parameters, flat.dtype, flat.device, None, peers, autocast=problem.autocast
         )
@@ -319,7 +335,7 @@ def _native(
         with problem.autocast.suspended():
             if still:
                 y = rest(flat, len(repeats.times), parameters)
-            elif problem.needs_gradient(flat):
+            elif needed:
                 y = Solve.apply(problem, 1, flat, *parameters)
             else:
                 y = problem.integrate(flat)

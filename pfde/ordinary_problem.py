@@ -6,7 +6,6 @@ The counterpart of `problem` for one-step methods: what the door `ordinary` hand
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -33,7 +32,7 @@ from .sweeps.times import StepTimes
 from .system.base import System
 from .system.mass import Mass
 from .system.parameter_bar import ParameterBar
-from .system.random import Draws, generator_states, preserved
+from .system.random import Draws, generator_states, has_drawn
 from .system.torch_function import TorchFunction
 from .system.torch_system import GraphSystem, TorchSystem
 
@@ -167,21 +166,17 @@ class OrdinaryProblem(InitialValueProblem):
 
         h = step_times.interval(1).h if step_times.ended else (self.times[-1] - self.times[0]) / 100
         run, system = drive(
-            start,
-            functions[0],
-            y0,
-            self.times[0],
-            float(h),
-            options_prefix=self.options_prefix,
-            adaptive=adaptive,
+            start, functions[0], y0, self.times[0], float(h), options_prefix=self.prefix, adaptive=adaptive
         )
-        drew = not all(map(torch.equal, generators, generator_states(y0.device)))
+        drew = has_drawn(generators, y0.device)
         if keep is not None:
             how = self.gradient if isinstance(self.gradient, Discrete) else Discrete()
             self.peers.agree(random_error(how) if drew and not self.draws else None)
             self.stats.schedule = repr(plan)
         for f in functions:
             f.trusted = True
+            if f.draws is not None:
+                f.draws.keep_apart()
         stats = self.stats
         stats.steps = run.n
         stats.rejected = 0 if controller is None else controller.rejected
@@ -212,7 +207,7 @@ class OrdinaryProblem(InitialValueProblem):
         """f's parts with a solver of their own, outside any TS. Collective."""
         functions = self.functions(y0)
         make, implicit = partial(self._system, functions), self.scheme.implicit
-        return bare_system(functions[0], make, implicit=implicit, options_prefix=self.options_prefix)
+        return bare_system(functions[0], make, implicit=implicit, options_prefix=self.prefix)
 
     def _title(self) -> str:
         scheme = self.scheme
@@ -252,17 +247,14 @@ class OrdinaryProblem(InitialValueProblem):
         run.system.silence()  # the TS is gone, and with it the callbacks of the SNES, which may solve stages again
         system, stats = run.system, self.stats
         before = system.evaluations
-        with preserved(y_bar.device) if self.draws else nullcontext():
-            sweep, record = run.sweep, run.record
-            if sweep.trajectory.spent:
-                sweep, record = self._again(run)
-                stats.nfe_recompute += system.evaluations - before
-                before = system.evaluations
-            theta_bar: ParameterBar = system.parameter_cotangent()
-            adjoint = StepAdjointSweep(
-                record, cast(System, system), run.outputs, y_bar, theta_bar, times=bool(needed[1])
-            )
-            y0_bar = sweep.reverse(adjoint)
+        sweep, record = run.sweep, run.record
+        if sweep.trajectory.spent:
+            sweep, record = self._again(run)
+            stats.nfe_recompute += system.evaluations - before
+            before = system.evaluations
+        theta_bar: ParameterBar = system.parameter_cotangent()
+        adjoint = StepAdjointSweep(record, cast(System, system), run.outputs, y_bar, theta_bar, times=bool(needed[1]))
+        y0_bar = sweep.reverse(adjoint)
         stats.nfe_recompute += sweep.recomputed
         stats.nfe_backward += system.evaluations - before - sweep.recomputed
         self.count_snapshots(sweep.snapshots)

@@ -1,14 +1,22 @@
-"""PETSc options of one solve: into the database for its duration, and those that the arguments decide refused."""
+"""PETSc options of one solve: in the database for its duration, and those that the arguments decide refused.
+
+PETSc's database is one for the process, and its objects read it by their prefix, some of them as late as in a solve. So
+the objects of a solve that has options of its own get a prefix of their own, under which the database has those and
+what it had for the prefix that the user named: no other solve, in another thread or inside func, sees them.
+"""
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
-from petsc4py import PETSc
-
+from .system.interrupts import as_raised
 from .system.peers import Peers
+from .system.start import PETSc
 
 _REFUSED = (
     *("ts_type", "ts_dt", "ts_time_step", "ts_max_time", "ts_final_time", "ts_max_steps", "ts_run_steps"),
@@ -17,26 +25,85 @@ _REFUSED = (
     *(f"ts_adapt_{name}" for name in ("type", "dt_min", "dt_max", "safety", "reject_safety", "clip", "always_accept")),
 )
 _BAD_OPTION = (60, 62, 63, 86)  # PETSC_ERR_ARG_SIZ, _WRONG, _OUTOFRANGE, PETSC_ERR_UNKNOWN_TYPE
+_SHARED = "ts_trajectory_"  # PETSc reads these without a prefix
+_PRIVATE = re.compile("pfde[0-9]+_")
+_number = count(1)
+
+# Held, for a moment and without calling anything of the user's, by who puts an option under a prefix that others read
+# too, and by who reads such a prefix as a whole. Re-entrant, since a signal's handler may solve as well.
+database_in_use = threading.RLock()
+
+
+def private_prefix(prefix: str) -> str:
+    """A prefix that no other solve has, for objects to be seen under `prefix`."""
+    return f"{prefix}pfde{next(_number)}_"
+
+
+def shown(text: str) -> str:
+    """A text as the user knows it, with the prefixes that he has given."""
+    return _PRIVATE.sub("", text)
+
+
+class Entries:
+    """Options in the database, until `remove`; then what was there.
+
+    Ctrl-C may interrupt `remove`, too: what it has not done is done when this is dropped.
+    """
+
+    def __init__(self, wanted: Mapping[str, Any]) -> None:
+        self._before: dict[str, tuple[bool, str | None]] = {}
+        self._database = PETSc.Options()
+        everything = self._database.getAll()
+        self._before = {name: (name in everything, everything.get(name)) for name in wanted}
+        for name, value in wanted.items():
+            self._database.setValue(name, value)
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        while self._before:
+            name, (was, value) = next(iter(self._before.items()))
+            if was:
+                self._database.setValue(name, value)
+            else:
+                self._database.delValue(name)
+            self._before.pop(name, None)
+
+    def __del__(self) -> None:
+        self.remove()
 
 
 @contextmanager
-def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Iterator[None]:
-    """Have these PETSc options in the database while a solve is set up and run; then restore what was there.
+def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers, *, private: bool = False) -> Iterator[str]:
+    """Have these PETSc options in the database while a solve is set up and run; gives the prefix of its objects.
 
-    Raises ValueError, on every rank, for an option that no object of the solve has asked for.
+    private : whether that is to be one of its own even where there are no options
+
+    Raises ValueError, on every rank, for an option that no object of the solve has asked for. What a callback raised,
+    and PETSc has made an error of its own of, comes out as it was raised.
     """
-    database = PETSc.Options()
-    names = {name: prefix + name for name in options}
-    before = {full: database.getString(full) for full in names.values() if database.hasName(full)}
+    if not options and not private:
+        with as_raised():
+            yield prefix
+        return
+    database, own = PETSc.Options(), private_prefix(prefix)
+    names = {name: name if name.startswith(_SHARED) else own + name for name in options}
+    with database_in_use:
+        everything = database.getAll()
+        users = {
+            own + full[len(prefix) :]: full
+            for full in everything
+            if full.startswith(prefix) and not _PRIVATE.search(full)
+        }
+        wanted = {copy: everything[full] for copy, full in users.items()}
+        entries = Entries(wanted | {full: options[name] for name, full in names.items()})
     try:
-        for name, full in names.items():
-            database.setValue(full, options[name])
         try:
-            yield
+            with as_raised():
+                yield own
         except PETSc.Error as error:
             if not options or error.ierr not in _BAD_OPTION:
                 raise
-            reason = str(error).splitlines()[-1].partition("] ")[2]
+            reason = shown(str(error).splitlines()[-1].partition("] ")[2])
             raise ValueError(f"options: PETSc does not take {dict(options)}: {reason}") from error
         unused = [name for name, full in names.items() if not database.used(full)]
         if unused:
@@ -47,10 +114,10 @@ def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers) -> Ite
                 )
             )
     finally:
-        for full in names.values():
-            database.delValue(full)
-        for full, value in before.items():
-            database.setValue(full, value)
+        for copy, full in users.items():
+            if database.used(copy):
+                database.hasName(full)  # counts as its use, for -options_left
+        entries.remove()
 
 
 def refuse_options(prefix: str, *, adaptive: bool) -> None:
@@ -62,8 +129,8 @@ def refuse_options(prefix: str, *, adaptive: bool) -> None:
     for name in _REFUSED:
         if options.hasName(name) and not (name == "ts_adapt_type" and permits_adapt_type(prefix, adaptive=adaptive)):
             raise ValueError(
-                f"PETSc option -{prefix}{name} does not apply here: t, step_size and method, or rtol and atol, say it; "
-                "if it belongs to another TS of the program, give this solve an options_prefix"
+                f"PETSc option -{shown(prefix)}{name} does not apply here: t, step_size and method, or rtol and atol, "
+                "say it; if it belongs to another TS of the program, give this solve an options_prefix"
             )
 
 

@@ -7,7 +7,6 @@ alpha and the parameters belong to autograd and are passed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -30,7 +29,7 @@ from .sweeps.forward import ForwardSweep, take_again
 from .sweeps.grid import Grid, Orders
 from .sweeps.trajectory import Trajectory
 from .system.base import System
-from .system.random import Draws, generator_states, preserved
+from .system.random import Draws, generator_states, has_drawn
 from .system.torch_function import TorchFunction
 from .system.torch_system import GraphSystem, TorchSystem
 
@@ -129,10 +128,12 @@ class Problem(InitialValueProblem):
 
         on_step(0, y0)
         discretisation = self.prepare(alpha, y0)
-        run, system = _integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.options_prefix)
-        drew = not all(map(torch.equal, generators, generator_states(y0.device)))
+        run, system = _integrate(discretisation, y0, gradient, function, on_step, options_prefix=self.prefix)
+        drew = has_drawn(generators, y0.device)
         self.peers.agree(random_error(gradient) if drew and not self.draws else None)
         function.trusted = True
+        if function.draws is not None:
+            function.draws.keep_apart()
         self.stats.steps = self.grid.steps
         self.stats.nfe_forward += function.evaluations
         self.count_snapshots(run.snapshots)
@@ -142,7 +143,7 @@ class Problem(InitialValueProblem):
     def backprop(self, alpha: Tensor, y0: Tensor, ends: Tensor | None) -> Tensor:
         """The same steps on autograd's graph; y at the outputs, (len(outputs), d). Collective."""
         function = self.function(y0)
-        system = bare_system(function, implicit=self.scheme.implicit, options_prefix=self.options_prefix)
+        system = bare_system(function, implicit=self.scheme.implicit, options_prefix=self.prefix)
         discretisation = self.prepare(alpha, y0)
         order = alpha.double().cpu().reshape(-1)
         h = None
@@ -166,15 +167,14 @@ class Problem(InitialValueProblem):
         function, stats = system.function, self.stats
         function.evaluations = 0
         assert isinstance(self.gradient, Discrete)
-        with preserved(y_bar.device) if self.draws else nullcontext():
-            if run.trajectory.spent:
-                run = take_again(run, system, self.gradient.plan, self.peers)
-                stats.nfe_recompute += function.evaluations
-                function.evaluations = 0
-            theta_bar = system.parameter_cotangent()
-            cotangents = {n: y_bar[i] for i, n in enumerate(self.outputs)}
-            assert isinstance(run.trajectory, Trajectory)
-            bars = run.reverse(AdjointSweep(run.trajectory, system, cotangents, theta_bar, alpha=alpha, h=ends))
+        if run.trajectory.spent:
+            run = take_again(run, system, self.gradient.plan, self.peers)
+            stats.nfe_recompute += function.evaluations
+            function.evaluations = 0
+        theta_bar = system.parameter_cotangent()
+        cotangents = {n: y_bar[i] for i, n in enumerate(self.outputs)}
+        assert isinstance(run.trajectory, Trajectory)
+        bars = run.reverse(AdjointSweep(run.trajectory, system, cotangents, theta_bar, alpha=alpha, h=ends))
         stats.nfe_recompute += run.recomputed
         stats.nfe_backward += function.evaluations - run.recomputed
         self.count_snapshots(run.snapshots)

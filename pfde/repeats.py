@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .initial_value import P, look
 from .system.layout import StateLayout
-from .system.random import preserved
+from .system.random import see_whether_it_draws
 from .system.torch_function import TorchFunction
 
 
@@ -108,8 +108,8 @@ def slope_of(function: TorchFunction) -> Callable[[float, Tensor], Tensor]:
     """f(t, y) without a graph, and without an effect on torch's random numbers."""
 
     def slope(t: float, y: Tensor) -> Tensor:
-        with torch.no_grad(), preserved(y.device):
-            return function.evaluate(0, t, y)
+        with torch.no_grad():
+            return see_whether_it_draws(lambda: function.evaluate(0, t, y), y.device, again=False)[0]
 
     return slope
 

@@ -6,6 +6,7 @@ D^alpha y(t) = f(t, y(t), theta),   y(t_0) = y_0,   0 < alpha <= 1   (Caputo; al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -38,7 +39,7 @@ from .repeats import Repeats, check_rest, distinct, require_entries, rests, stay
 from .schemes import METHODS
 from .schemes.ordinary import ODE_METHODS
 from .system.autocast import autocast_now
-from .system.peers import Peers
+from .system.peers import CALL, Peers
 
 LEAST_STEPS = 100  # where neither a step size nor a method says how many
 
@@ -100,6 +101,7 @@ def fdeint(
     >>> y = pfde.fdeint(model, y0, torch.linspace(0, 1, 101), 0.7)
     >>> y[-1].square().mean().backward()
     """
+    Peers(comm).same({CALL: "fdeint"})
     return solve_history(
         func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm
     ).y
@@ -138,7 +140,7 @@ def solve(
     ordinary = {"rtol": rtol, "atol": atol, "mass": mass}
     given = {name: value for name, value in ordinary.items() if value is not None}
     peers = Peers(comm)
-    peers.same({"method": method, "which of rtol, atol and mass are given": sorted(given)})
+    peers.same({CALL: "solve", "method": method, "which of rtol, atol and mass are given": sorted(given)})
     if not peers.call(_is_for_odeint, alpha, method, history, given):
         return solve_history(
             func, y0, t, alpha, method, step_size, gradient, history, params, options, options_prefix, comm, least
@@ -222,7 +224,8 @@ def solve_history(
             "the dtype of y0": flat.dtype,
             "the kind of device of y0": flat.device.type,
             "torch.is_grad_enabled()": torch.is_grad_enabled(),
-            "whether y0, alpha or a parameter requires a gradient": needed,
+            "whether y0, alpha or a parameter requires a gradient": (needed, flat.requires_grad, order.requires_grad),
+            "whether t requires a gradient": ends is not None,
             "options": extra,
             "options_prefix": options_prefix,
         }
@@ -230,7 +233,8 @@ def solve_history(
     if rests(repeats, problem.layout):
         y = stay(problem, problem.function(flat), flat, repeats, (order, ends))
     else:
-        with solver_options(extra, options_prefix, peers), problem.autocast.suspended():
+        with solver_options(extra, options_prefix, peers) as prefix, problem.autocast.suspended():
+            problem = replace(problem, private_prefix=prefix)
             y = _differentiable(problem, order, flat, ends, needed)
     return Solution(t, problem.layout.unflatten(repeats.expand(y)), problem.stats, "completed")
 

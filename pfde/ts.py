@@ -20,7 +20,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from .choice import choose_history
@@ -39,6 +38,7 @@ from .sweeps.trajectory import Trajectory
 from .system.options_help import Entry, show_help
 from .system.peers import Peers
 from .system.petsc_callbacks import CallbackSystem, VecBar
+from .system.start import PETSc
 from .system.unsupported import require_explicit_form, require_supported
 from .system.vectors import load, read, require_device, write
 

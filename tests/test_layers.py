@@ -130,8 +130,12 @@ def test_the_members_of_a_family_see_only_their_base(path):
 
 @every_file
 def test_petsc_and_mpi_appear_only_where_solves_are_driven(path):
+    """And PETSc comes from the one file that starts it, since it is the first import that decides about signals."""
     outside = {name for _, name, _ in imports_of(path)}
+    inside = {target for target, _, _ in imports_of(path)}
     if outside & {"petsc4py", "mpi4py"}:
+        assert module_of(path) == "system.start"
+    if "system.start" in inside:
         assert (
             module_of(path) in ("driver", "petsc_options", "ts", "native", "native_callbacks", "native_setting")
             or part(module_of(path)) == "system"

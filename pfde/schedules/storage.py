@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import struct
@@ -213,11 +214,14 @@ class SnapshotStore:
         """The file of step n, in the folder, which is made now if need be."""
         if self._folder is None:
             prefix = f"pfde-{socket.gethostname()}-{os.getpid()}-"
+            folder = self.directory / f"{prefix}{secrets.token_hex(6)}"
+            remove = weakref.finalize(self, _remove_own, folder, os.getpid())  # first: Ctrl-C may come in between
             try:
-                self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.directory))  # mode 0700
+                folder.mkdir(mode=0o700)
             except OSError as error:
+                remove.detach()
                 raise _not_written(n, self.directory / f"{prefix}*", error) from error
-            self._remove = weakref.finalize(self, _remove_own, self._folder, os.getpid())
+            self._folder, self._remove = folder, remove
         return self._folder / f"step-{n}.snapshot"
 
 
@@ -346,9 +350,14 @@ def _not_written(n: int, path: Path, error: OSError) -> SnapshotError:
 
 
 def _remove_own(folder: Path, pid: int) -> None:
-    """Remove the folder unless this is a fork of the process that made it."""
-    if os.getpid() == pid:
+    """Remove the folder, unless this is a fork of the process that made it; all of it, and Ctrl-C comes then."""
+    if os.getpid() != pid:
+        return
+    try:
         shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _sweep(directory: Path) -> None:

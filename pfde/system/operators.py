@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from .base import Failure, Linearisation, Weight
 from .mass import Mass
+from .start import PETSc
 from .vectors import read, write
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from petsc4py import PETSc
+from .start import PETSc
 
 _shown: set[tuple[str, str]] = set()  # PETSc too says it once for each class and prefix
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from ..errors import PeerError
 
 T = TypeVar("T")
+CALL = "the function called"
 
 
 class Peers:
@@ -80,12 +81,16 @@ class Peers:
         return value if self.comm is None else max(self.comm.allgather(value))
 
     def same(self, values: Mapping[str, Any]) -> None:
-        """Raise ValueError on every rank when one of the named values differs between the ranks. Collective."""
+        """Raise ValueError on every rank when one of the named values differs between the ranks. Collective.
+
+        The first collective operation of every function that takes a comm is one of these, with the name `CALL`: so
+        ranks that call different ones learn of it, where they would wait for each other for ever.
+        """
         if self.comm is None:
             return
         ranks = self.comm.allgather(dict(values))
         for name in values:
-            found = [rank[name] for rank in ranks]
+            found = [rank.get(name) for rank in ranks]
             if any(value != found[0] for value in found):
                 raise ValueError(f"{name} must be the same on every rank of comm: got {found}")
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from ..errors import NonFiniteError
 from .operators import Assembled
 from .peers import Peers
 from .stage_solver import Staged, StageSolver
+from .start import PETSc
 from .vectors import load, read, write
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from petsc4py import PETSc
+from .start import PETSc
 
 
 @cache

@@ -8,7 +8,7 @@ PETSc itself takes them, and ends in a wrong value or in an internal error.
 
 from __future__ import annotations
 
-from petsc4py import PETSc
+from .start import PETSc
 
 # Those that end on the residual. The others either do not look at it (ksponly, qn with its own line search, newtonal)
 # or need callbacks, meshes or bounds that a stage does not have.

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from ..errors import ConvergenceError
@@ -28,6 +27,7 @@ from .base import Failure, Linearisation, OnGraph, System, Weight
 from .mass import Mass
 from .peers import Peers
 from .solver_options import require_residual_solver
+from .start import PETSc
 from .vectors import load, read, write
 
 Linearise = Callable[[int, float, Tensor], Linearisation]

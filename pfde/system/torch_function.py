@@ -26,6 +26,7 @@ from .peers import Peers
 from .random import Draws
 from .reached import Border, Reached, count_nodes
 
+_NOTHING = nullcontext()
 _TABLE = 2**16  # steps up to which the times are kept as a table
 _IN_PLACE = "write y = y + ... instead of y += ... in func"
 
@@ -198,12 +199,10 @@ class TorchFunction:
         """func at a state, of which y holds the memory."""
         self.evaluations += 1
         version = y._version
-        if self.draws is not None:
-            self.draws.enter(n)
         try:
             time = self._time(n, t) if time is None else time
             time = time if self.layout.narrow is None else time.to(self.layout.narrow)
-            with self.autocast.active():
+            with _NOTHING if self.draws is None else self.draws.evaluation(n), self.autocast.active():
                 value = self.func(time, state)
             if y._version != version:
                 raise RuntimeError(f"func changed y in place at t={float(t):.6g}: {_IN_PLACE}")

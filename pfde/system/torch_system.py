@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from petsc4py import PETSc
 from torch import Tensor
 
 from .base import Linearisation, OnGraph, System, Weight
+from .interrupts import as_raised
 from .mass import Mass
 from .operators import MatrixFree
 from .options_help import Entry, show_help
 from .parameter_bar import ParameterBar
 from .reached import count_nodes
 from .stage_solver import Staged, StageSolver
+from .start import PETSc
 from .torch_function import TorchFunction, all_finite, non_finite
 
 _SMALL = 16  # entries up to which a Jacobian is assembled as one dense block: d products against GMRES's many
@@ -192,7 +193,8 @@ class GraphSystem:
                 "double backward (create_graph=True) through an implicit method is not implemented: use an explicit "
                 "method with gradient=pfde.Backprop()"
             )
-        return self._system.solve_transpose(n, t, at, w, y_bar)
+        with as_raised():
+            return self._system.solve_transpose(n, t, at, w, y_bar)
 
 
 class _Slope:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from petsc4py import PETSc
+from .start import PETSc
 
 _USER_ERROR = 83  # PETSC_ERR_USER: a TS without any function
 _INSTEAD = "write the equation as D^alpha u = G(t, u), with G in ts.setRHSFunction and dG/du in ts.setRHSJacobian"

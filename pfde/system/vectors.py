@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from petsc4py import PETSc
 from torch import Tensor
+
+from .start import PETSc
 
 
 def require_device(device: torch.device) -> None:
