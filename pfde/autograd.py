@@ -6,6 +6,12 @@
 The inputs are (alpha, y0, the ends of t) of a Caputo equation, (y0, t) of an ordinary one. The run belongs to the graph
 node of one solve: two pending solves share nothing. A backward pass spends it; a second one (retain_graph=True)
 computes it anew, by the same steps, so that its gradient is bitwise the same.
+
+NOTE 1. A model that keeps its own solution, `self.y = odeint(self, ...)`, closes a cycle: y, its node, the problem,
+func, y. No garbage collector sees through a node in C++, so a node must hold func no longer than it may be needed:
+`release_with_graph` lets go once torch has freed the graph. Before any backward pass the collector does see from a
+tensor to the node that it came from, if nothing else holds that node: y leaves `Solve` in its final shape, not as a
+view of it.
 """
 
 from __future__ import annotations
@@ -16,7 +22,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .system.layout import StateLayout
 from .system.peers import Peers
+from .system.releasing import release_with_graph
 
 
 class Solvable(Protocol):
@@ -25,6 +33,10 @@ class Solvable(Protocol):
     @property
     def peers(self) -> Peers:
         """The ranks that share the state."""
+
+    @property
+    def layout(self) -> StateLayout:
+        """Of the state."""
 
     @property
     def frozen(self) -> tuple[Tensor, ...]:
@@ -39,17 +51,24 @@ class Solvable(Protocol):
         """The cotangents of the inputs, as far as needed, and of the parameters."""
 
 
-class Solve(torch.autograd.Function):
-    """y at the output times, (T, d), as a differentiable function of the inputs and the parameters.
+def solved(problem: Solvable, count: int, *tensors: Tensor | None) -> Any:
+    """y at the output times, in the user's shapes: `Solve`, (T, d) being taken apart where the state has parts."""
+    y = Solve.apply(problem, count, *tensors)
+    return y if problem.layout.plain else problem.layout.unflatten(y)
 
-    `count` says how many of the tensors are inputs; one that is None has no gradient.
+
+class Solve(torch.autograd.Function):
+    """y at the output times as a differentiable function of the inputs and the parameters.
+
+    (T, d), or where the state is one real tensor (T, *its shape). `count` says how many of the tensors are inputs; one
+    that is None has no gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, problem: Solvable, count: int, *tensors: Tensor | None) -> Tensor:
         """Solve, and keep what the backward pass needs."""
         y, ctx.run = problem.forward(*tensors[:count])
-        ctx.problem, ctx.count = problem, count
+        ctx.problem, ctx.peers, ctx.count = problem, problem.peers, count
         ctx.likes = [None if x is None else (x.shape, x.dtype, x.device) for x in tensors[:count]]
         given = [x for x in tensors if x is not None]
         ctx.save_for_backward(*given, *problem.frozen)  # torch refuses if one is changed in place
@@ -57,13 +76,15 @@ class Solve(torch.autograd.Function):
         ctx.autocast = torch.autocast(
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
         )
-        return y
+        return problem.layout.unflatten(y).detach() if problem.layout.plain else y  # detached: no view of the flat one
 
     @staticmethod
     def backward(ctx: Any, y_bar: Tensor) -> tuple[Tensor | None, ...]:
         """The adjoint sweep."""
+        ctx.peers.call(_may_run, ctx)
+        release_with_graph(ctx, "run", "problem")
         problem: Solvable = ctx.problem
-        problem.peers.call(_may_run, ctx)
+        y_bar = y_bar.reshape(len(y_bar), -1)
         with ctx.autocast:  # f is evaluated as in the forward pass
             bars, theta_bar = problem.backward(ctx.run, y_bar, ctx.needs_input_grad[2 : 2 + ctx.count])
         inputs = [

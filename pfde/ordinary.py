@@ -20,7 +20,7 @@ from .arguments import (
     check_state,
     check_surroundings,
 )
-from .autograd import Solve
+from .autograd import solved
 from .continuous import ContinuousProblem
 from .errors import StepLimitError
 from .events import EventSearch
@@ -213,12 +213,12 @@ def solve_ode(
                 error.y = problem.layout.unflatten(error.y)
             raise
     limit = problem.found.get("limit")
-    reached = t[: len(y)] if limit is not None else t
-    return Solution(reached, problem.layout.unflatten(y), problem.stats, "completed" if limit is None else "limit")
+    reached = t[: len(y[0] if problem.layout.is_tuple else y)] if limit is not None else t
+    return Solution(reached, y, problem.stats, "completed" if limit is None else "limit")
 
 
-def _differentiable(problem: OrdinaryProblem, y0: Tensor, t: Tensor | None, needed: bool) -> Tensor:
-    """y at the output times, (T, d), with whatever graph is called for."""
+def _differentiable(problem: OrdinaryProblem, y0: Tensor, t: Tensor | None, needed: bool) -> Any:
+    """y at the output times, in the user's shapes, with whatever graph is called for."""
     function = problem.make_function(problem.func, y0, None, None)
     if torch.is_grad_enabled():
         problem = look(problem, function, y0, problem.times[0])
@@ -228,11 +228,11 @@ def _differentiable(problem: OrdinaryProblem, y0: Tensor, t: Tensor | None, need
             y0 = y0.clone() if y0.is_inference() else y0
             if not looked:
                 problem = look(problem, function, y0, problem.times[0])
-            return problem.integrate(y0, None)[0]
+            return problem.layout.unflatten(problem.integrate(y0, None)[0])
     if isinstance(problem.gradient, Backprop):
-        return problem.backprop(y0, t)
+        return problem.layout.unflatten(problem.backprop(y0, t))
     solvable = ContinuousProblem(problem) if isinstance(problem.gradient, Continuous) else problem
-    return Solve.apply(solvable, 2, y0, t, *problem.parameters)
+    return solved(solvable, 2, y0, t, *problem.parameters)
 
 
 def _native(
@@ -293,10 +293,10 @@ def _native(
                 "method of pfde's own, or draw the numbers outside func"
             )
         if problem.needs_gradient(flat):
-            y = Solve.apply(problem, 1, flat, *parameters)
+            y = solved(problem, 1, flat, *parameters)
         else:
-            y = problem.integrate(flat)
-    return Solution(t, layout.unflatten(y), stats, "completed")
+            y = layout.unflatten(problem.integrate(flat))
+    return Solution(t, y, stats, "completed")
 
 
 def _one_number(name: str, value: Any, method: str) -> float:

@@ -26,7 +26,7 @@ from .arguments import (
     check_surroundings,
     check_times,
 )
-from .autograd import Solve
+from .autograd import solved
 from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .history import Bounded, Exact
 from .initial_value import Solution, Stats, look
@@ -212,11 +212,11 @@ def _solve_history(
     )
     with solver_options(extra, options_prefix, peers):
         y = _differentiable(problem, order, flat, ends, needed)
-    return Solution(t, problem.layout.unflatten(y), problem.stats, "completed")
+    return Solution(t, y, problem.stats, "completed")
 
 
-def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Tensor:
-    """y at the output steps, (T, d), with whatever graph is called for."""
+def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Any:
+    """y at the output steps, in the user's shapes, with whatever graph is called for."""
     if torch.is_grad_enabled():
         problem = look(problem, problem.function(y0), y0, problem.grid.t0)
     if not needed:
@@ -225,10 +225,10 @@ def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | 
             alpha, y0 = (x.clone() if x.is_inference() else x for x in (alpha, y0))
             if not looked:
                 problem = look(problem, problem.function(y0), y0, problem.grid.t0)
-            return problem.integrate(alpha, y0, None)[0]
+            return problem.layout.unflatten(problem.integrate(alpha, y0, None)[0])
     if isinstance(problem.gradient, Backprop):
-        return problem.backprop(alpha, y0, ends)
-    return Solve.apply(problem, 3, alpha, y0, ends, *problem.parameters)
+        return problem.layout.unflatten(problem.backprop(alpha, y0, ends))
+    return solved(problem, 3, alpha, y0, ends, *problem.parameters)
 
 
 def is_ordinary(method: Any, given: Mapping[str, Any] | None = None) -> bool:
