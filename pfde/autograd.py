@@ -6,6 +6,12 @@
 The inputs are (alpha, y0, the ends of t) of a Caputo equation, (y0, t) of an ordinary one. The run belongs to the graph
 node of one solve: two pending solves share nothing. A backward pass spends it; a second one (retain_graph=True)
 computes it anew, by the same steps, so that its gradient is bitwise the same.
+
+NOTE 1. A model that keeps its own solution, `self.y = odeint(self, ...)`, closes a cycle: y, its node, the problem,
+func, y. No garbage collector sees through a node in C++, so a node must hold func no longer than it may be needed:
+`release_with_graph` lets go once torch has freed the graph. Before any backward pass the collector does see from a
+tensor to the node that it came from, if nothing else holds that node: y leaves `Solve` in its final shape, not as a
+view of it.
 """
 
 from __future__ import annotations
@@ -20,7 +26,9 @@ from .errors import NonFiniteError
 from .system.autocast import autocast_now
 from .system.held import Held
 from .system.interrupts import as_raised
+from .system.layout import StateLayout
 from .system.peers import Peers
+from .system.releasing import release_with_graph
 
 
 class Solvable(Protocol):
@@ -39,6 +47,10 @@ class Solvable(Protocol):
         """The ranks that share the state."""
 
     @property
+    def layout(self) -> StateLayout:
+        """Of the state."""
+
+    @property
     def frozen(self) -> tuple[Tensor, ...]:
         """Tensors beside inputs and parameters that must stay as they are until the backward pass."""
 
@@ -52,9 +64,10 @@ class Solvable(Protocol):
 
 
 class Solve(torch.autograd.Function):
-    """y at the output times, (T, d), as a differentiable function of the inputs and the parameters.
+    """y at the output times as a differentiable function of the inputs and the parameters.
 
-    `count` says how many of the tensors are inputs; one that is None has no gradient.
+    (T, d), or where the state is one real tensor (T, *its shape). `count` says how many of the tensors are inputs; one
+    that is None has no gradient.
     """
 
     @staticmethod
@@ -63,17 +76,19 @@ class Solve(torch.autograd.Function):
         held = Held(problem.func, problem.parameters)
         y, ctx.run = problem.forward(*tensors[:count])
         held.end_forward()
-        ctx.problem, ctx.count, ctx.held = problem, count, held
+        ctx.problem, ctx.peers, ctx.count, ctx.held = problem, problem.peers, count, held
         ctx.likes = [None if x is None else (x.shape, x.dtype, x.device) for x in tensors[:count]]
         given = [x for x in tensors if x is not None]
         ctx.save_for_backward(*given, *problem.frozen)  # torch refuses if one is changed in place
-        return y
+        return problem.layout.unflatten(y).detach() if problem.layout.plain else y  # detached: no view of the flat one
 
     @staticmethod
     def backward(ctx: Any, y_bar: Tensor) -> tuple[Tensor | None, ...]:
         """The adjoint sweep."""
+        ctx.peers.call(_may_run, ctx)
+        release_with_graph(ctx, "run", "problem", "held")
         problem: Solvable = ctx.problem
-        problem.peers.call(_may_run, ctx)
+        y_bar = y_bar.reshape(len(y_bar), -1)
         with as_raised(), autocast_now(y_bar.device).suspended(), ctx.held.restored():
             bars, theta_bar = problem.backward(ctx.run, y_bar, ctx.needs_input_grad[2 : 2 + ctx.count])
         if not problem.peers.alone:

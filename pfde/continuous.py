@@ -48,6 +48,11 @@ class ContinuousProblem:
         return self.problem.peers
 
     @property
+    def layout(self) -> StateLayout:
+        """Of the state."""
+        return self.problem.layout
+
+    @property
     def frozen(self) -> tuple[Tensor, ...]:
         """A module's parameters that require no gradient."""
         return self.problem.frozen

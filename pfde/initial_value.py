@@ -137,6 +137,7 @@ class InitialValueProblem:
             newton, linear = system.stages.take_iterations()
             self.stats.newton_iterations += newton
             self.stats.linear_iterations += linear
+            system.stages.rest()
 
 
 def look(problem: P, function: TorchFunction, y0: Tensor, t0: float) -> P:

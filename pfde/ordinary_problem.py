@@ -233,8 +233,9 @@ class OrdinaryProblem(InitialValueProblem):
         y = backprop_steps(self.scheme, times, outputs, graph, y0, anchors)
         self.stats.nfe_forward += system.evaluations
         self.count_iterations(system)
-        if self.found.get("limit") is not None:
-            y.register_hook(lambda _: self.refuse_early_end())
+        if (limit := self.found.get("limit")) is not None and y.requires_grad:
+            why = str(limit)
+            y.register_hook(lambda _: _refuse_early_end(why))  # not knowing this problem: a hook outlives its graph
         return y
 
     # -- the backward pass ---------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ class OrdinaryProblem(InitialValueProblem):
     def refuse_early_end(self) -> None:
         """Raise PfdeError where the forward pass did not come to its end."""
         if (limit := self.found.get("limit")) is not None:
-            raise PfdeError(f"the forward pass ended early, so it has no gradient: {limit}; detach what it returned")
+            _refuse_early_end(str(limit))
 
     def _again(self, run: Run) -> tuple[CheckpointedSweep, StepRecord]:
         """Do a spent run anew: the same steps without a TS, so without monitors and hooks."""
@@ -275,6 +276,19 @@ class OrdinaryProblem(InitialValueProblem):
         record = StepRecord(self.scheme, spent.times, spent.y0, spent.keep)
         sweep = StepSweep(record, system, None, run.outputs, reuse=not self.draws)
         fingerprints: Fingerprints = run.sweep.fingerprints
-        new = CheckpointedSweep(sweep, record, system, self.schedule, self.peers, fingerprints, run.sweep.marks)
+        new = CheckpointedSweep(
+            sweep,
+            record,
+            system,
+            self.schedule,
+            self.peers,
+            fingerprints,
+            marks=run.sweep.marks,
+            directory=run.sweep.directory,
+        )
         new.advance(new.steps)
         return new, record
+
+
+def _refuse_early_end(why: str) -> None:
+    raise PfdeError(f"the forward pass ended early, so it has no gradient: {why}; detach what it returned")

@@ -53,6 +53,7 @@ class Repeats(NamedTuple):
         """y, (len(t), d), with each row on the graph of its own t_i; slope(t, y) is f there. Collective."""
         if self.rows is None:
             return y
+        y = y.reshape(len(y), -1)
         rows = self.rows[: len(y)]
         often, zero = Counter(rows), torch.zeros_like(y[0]).detach()
         rates = {r: slope(self.times[r], y[rows.index(r)].detach()) for r in often if often[r] > 1}

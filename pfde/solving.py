@@ -236,11 +236,11 @@ def solve_history(
         with solver_options(extra, options_prefix, peers) as prefix, problem.autocast.suspended():
             problem = replace(problem, private_prefix=prefix)
             y = _differentiable(problem, order, flat, ends, needed)
-    return Solution(t, problem.layout.unflatten(repeats.expand(y)), problem.stats, "completed")
+    return Solution(t, problem.layout.finish(repeats.expand(y)), problem.stats, "completed")
 
 
-def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Tensor:
-    """y at the output steps, (T, d), with whatever graph is called for."""
+def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Any:
+    """y at the output steps, in the user's shapes, with whatever graph is called for."""
     if torch.is_grad_enabled():
         problem = look(problem, problem.function(y0), y0, problem.grid.t0)
     if not needed:

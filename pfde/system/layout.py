@@ -50,6 +50,14 @@ class StateLayout:
             return self._part(0, y) if self.is_complex else y.view((*y.shape[:-1], *self.shapes[0]))
         return tuple(self._part(i, part) for i, part in enumerate(torch.split(y, self._sizes, dim=-1)))
 
+    def finish(self, y: Tensor) -> Any:
+        """Outputs, (T, d) or already in y's shape, as the user is given them.
+
+        A tensor in its shape is given as it is: a view of it would hide the node that it came from from Python's
+        garbage collector.
+        """
+        return y if self.plain and y.shape[1:] == self.shapes[0] else self.unflatten(y)
+
     def _part(self, i: int, y: Tensor) -> Tensor:
         if self.is_complex and self.is_complex[i]:
             return torch.view_as_complex(y.reshape((*y.shape[:-1], *self.shapes[i], 2)))

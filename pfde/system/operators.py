@@ -85,6 +85,10 @@ class MatrixFree:
         self._products.at, self._products.w = at, w
         self.mat.stateIncrease()
 
+    def forget(self) -> None:
+        """Let go of the linearisation, until the next update."""
+        self._products.at = None
+
     def configure(self, ksp: PETSc.KSP) -> None:
         """GMRES on the products alone, or the blocks' LU as the solver."""
         pc = ksp.getPC()
@@ -159,6 +163,9 @@ class Assembled:
         self._shifted(self._j, self.mat, w)
         if self.pmat is not self.mat:
             self._shifted(self._p, self.pmat, w)
+
+    def forget(self) -> None:
+        """Nothing: the user's Mats are the TS's own."""
 
     def configure(self, ksp: PETSc.KSP) -> None:
         """PETSc's own defaults for an assembled matrix; the options choose."""

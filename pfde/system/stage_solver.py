@@ -47,6 +47,9 @@ class Operator(Protocol):
     def configure(self, ksp: PETSc.KSP) -> None:
         """The Krylov method and preconditioner that suit this form, before the options are read."""
 
+    def forget(self) -> None:
+        """Let go of the linearisation, until the next update."""
+
 
 class StageSolver:
     """Solves the stages of one integration; owns its vectors and uses the SNES it is given.
@@ -144,6 +147,11 @@ class StageSolver:
         """Destroy the vectors and the hold on the SNES, at once, not when PETSc collects its garbage. Collective."""
         for own in (self._snes, self._x, self._g, self._b):
             own.destroy()
+
+    def rest(self) -> None:
+        """Between two passes: hold no linearisation of f. PETSc's hold on the operator is in C, where no garbage
+        collector would see a cycle from there through func, which may keep the solution."""
+        self._operator.forget()
 
     def silence(self) -> None:
         """Cancel the monitors. The TS may be gone, and with it went the SNES's callbacks and Mat: set them again."""

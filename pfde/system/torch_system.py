@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from .operators import MatrixFree
 from .options_help import Entry, show_help
 from .parameter_bar import ParameterBar
 from .reached import count_nodes
+from .releasing import release_with_graph
 from .stage_solver import Staged, StageSolver
 from .start import PETSc
 from .torch_function import TorchFunction, all_finite, non_finite
@@ -151,7 +152,7 @@ class TorchSystem(Staged):
 class GraphSystem:
     """The same steps on autograd's graph: what `Backprop` differentiates.
 
-    An implicit stage is solved off the graph; its derivative enters by the implicit function theorem, as a hook
+    An implicit stage is solved off the graph; its derivative enters by the implicit function theorem, as a node
     that solves the transposed stage for the cotangent that autograd brings.
     """
 
@@ -181,10 +182,10 @@ class GraphSystem:
             at_time = float(t) if isinstance(t, Tensor) else t
             y, at = self._system.solve(n, at_time, r.detach(), detached_w, guess.detach())
         right = r + self._system.function.on_graph(n, t, y) * w
-        # The value of y is the solver's; its cotangent, once through the hook, is that of the right-hand side.
+        # The value of y is the solver's; its cotangent, once through the node, is that of the right-hand side.
         y = right if self._system.mass_matrix is None else y + (right - right.detach())
         if y.requires_grad:
-            y.register_hook(lambda y_bar: self._stage_cotangent(n, at_time, at, detached_w, y_bar))
+            y = _Stage.apply(lambda y_bar: self._stage_cotangent(n, at_time, at, detached_w, y_bar), y)
         return y, _Slope(self, n, t, y)
 
     def _stage_cotangent(self, n: int, t: float, at: Linearisation, w: Weight, y_bar: Tensor) -> Tensor:
@@ -195,6 +196,27 @@ class GraphSystem:
             )
         with as_raised():
             return self._system.solve_transpose(n, t, at, w, y_bar)
+
+
+class _Stage(torch.autograd.Function):
+    """y itself, whose cotangent goes through the transposed stage; a node, since a hook on y would outlive the graph.
+
+    NOTE. What the graph holds leads to func, and func may keep the solution (NOTE 1 of `autograd`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, transposed: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+        """y."""
+        ctx.transposed = transposed
+        ctx.save_for_backward(y.new_empty(0))  # tells whether the graph has been freed
+        return y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, y_bar: Tensor) -> tuple[None, Tensor]:
+        """The transposed stage's solution for y_bar."""
+        _ = ctx.saved_tensors  # torch's own error for a graph that has been freed
+        release_with_graph(ctx, "transposed")
+        return None, ctx.transposed(y_bar)
 
 
 class _Slope:
