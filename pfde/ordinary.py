@@ -30,6 +30,7 @@ from .gradients import Backprop, Continuous, Discrete
 from .initial_value import Solution, Stats, draws_numbers, look
 from .native import NativeProblem
 from .native_setting import parse_native
+from .opaque import opaque
 from .ordinary_arguments import (
     Gradient,
     check_accuracy,
@@ -53,6 +54,7 @@ Func = Callable[[Tensor, Any], Any]
 _WHERE = "on every rank of comm; leave ranks without a part of the state out of comm"
 
 
+@opaque
 def odeint(
     func: Func,
     y0: Any,
@@ -348,6 +350,7 @@ def _one_number(name: str, value: Any, method: str) -> float:
     return as_number(name, value)
 
 
+@opaque
 def odeint_event(
     func: Func,
     y0: Any,

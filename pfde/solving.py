@@ -32,6 +32,7 @@ from .autograd import Solve
 from .gradients import Backprop, Continuous, Discrete, Symplectic
 from .history import Bounded, Exact
 from .initial_value import Solution, Stats, look
+from .opaque import opaque
 from .ordinary import solve_ode
 from .petsc_options import solver_options
 from .problem import Problem
@@ -44,6 +45,7 @@ from .system.peers import CALL, Peers
 LEAST_STEPS = 100  # where neither a step size nor a method says how many
 
 
+@opaque
 def fdeint(
     func: Callable[[Tensor, Any], Any],
     y0: Any,
@@ -107,6 +109,7 @@ def fdeint(
     ).y
 
 
+@opaque
 def solve(
     func: Callable[[Tensor, Any], Any],
     y0: Any,
@@ -160,6 +163,7 @@ def solve(
     )
 
 
+@opaque
 def solve_history(
     func: Callable[[Tensor, Any], Any],
     y0: Any,
