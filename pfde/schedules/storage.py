@@ -191,7 +191,7 @@ class SnapshotStore:
             folder = self.directory / f"{prefix}{secrets.token_hex(6)}"
             remove = weakref.finalize(self, _remove_own, folder, os.getpid())  # first: Ctrl-C may come in between
             try:
-                folder.mkdir(mode=0o700)
+                os.mkdir(folder, 0o700)
             except OSError as error:
                 remove.detach()
                 raise not_written(n, self.directory / f"{prefix}*", error) from error

@@ -157,7 +157,7 @@ else:
     full = "No space left on device; free space there"
     with (
         fault("a folder that cannot be made", pfde.SnapshotError, "could not be written to"),
-        failing(storage.tempfile, "mkdtemp", 0),
+        failing(storage.os, "mkdir", 0),
     ):
         solve(on_disk, comm=comm)
     for after in (0, 3):
