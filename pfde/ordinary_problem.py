@@ -275,7 +275,7 @@ class OrdinaryProblem(InitialValueProblem):
         record = StepRecord(self.scheme, spent.times, spent.y0, spent.keep)
         sweep = StepSweep(record, system, None, run.outputs, reuse=not self.draws)
         fingerprints: Fingerprints = run.sweep.fingerprints
-        new = CheckpointedSweep(sweep, record, system, self.schedule, self.peers, fingerprints)
+        new = CheckpointedSweep(sweep, record, system, self.schedule, self.peers, fingerprints, run.sweep.directory)
         new.advance(new.steps)
         return new, record
 

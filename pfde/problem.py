@@ -88,8 +88,9 @@ class Problem(InitialValueProblem):
     def _choose(self, orders: Orders, y0: Tensor) -> Choice:
         ranks = self.peers.sum(1)
         width = round(self.peers.sum(y0.numel()) / ranks)  # the same choice on every rank
-        bounded = isinstance(self.gradient, Discrete) and not isinstance(self.gradient.plan, StoreAll)
-        return choose_history(self.scheme, self.grid, len(orders.alpha), width, y0.dtype, bounded=bounded)
+        plan = self.gradient.plan if isinstance(self.gradient, Discrete) else StoreAll()
+        schedule = None if isinstance(plan, StoreAll) else plan
+        return choose_history(self.scheme, self.grid, len(orders.alpha), width, y0.dtype, schedule=schedule)
 
     def _discretise(self, history: Exact | Bounded, orders: Orders, y0: Tensor) -> Discretisation:
         discretisation = Discretisation(self.scheme, self.grid, orders, history, y0.numel(), y0.dtype, y0.device)

@@ -107,8 +107,8 @@ class FractionalTS(SweepTS):
         peers, grid, history = Peers(ts.comm.tompi4py()), grid_of(ts), self.history
         if history is None:
             width = ts.getSolution().getSize() // ts.comm.getSize()
-            bounded = not isinstance(self.schedule, StoreAll)
-            history = choose_history(scheme, grid, 1, width, y0.dtype, bounded=bounded).history
+            schedule = None if isinstance(self.schedule, StoreAll) else self.schedule
+            history = choose_history(scheme, grid, 1, width, y0.dtype, schedule=schedule).history
         discretisation = Discretisation(scheme, grid, orders, history, y0.numel(), y0.dtype, y0.device)
         self.discretisation = discretisation
         trajectory = Trajectory(discretisation, y0, "state")

@@ -177,14 +177,17 @@ def can_be_met(method, alpha, tolerance, steps, t):
 @every_method
 @pytest.mark.parametrize("grid", ["uniform", "graded"])
 def test_a_tolerance_that_cannot_be_met_raises(method, grid):
-    """What rounding leaves is 6e-16 to 5e-15. The tolerance that the message advises has nodes of its own, whose error
-    may be another: it is met after three messages at most."""
+    """1e-16 is below half an ulp, so that no processor meets it; what rounding leaves is 6e-16 to 5e-15 on those seen.
+
+    The tolerance that the message advises has nodes of its own, whose error may be another: it is met after three
+    messages at most. It is not far above what was achieved, which the message gives to two digits.
+    """
     if grid == "graded" and method not in GRIDDED:
         return
     t = None if grid == "uniform" else pfde.graded(0.0, 2.0, 60, 2.0)
     cases = [(1e-16, 0.1, 60), (1e-16, 0.5, 60), (1e-16, 0.9, 60)]
     if grid == "uniform" and method in GRIDDED:
-        cases.append((1e-15, 0.9, 400))
+        cases.append((1e-16, 0.9, 400))
     for tolerance, alpha, steps in cases:
         message = (
             r"tolerance=\S+ of SumOfExponentials cannot be met .*: the best relative error found is "
@@ -194,7 +197,7 @@ def test_a_tolerance_that_cannot_be_met_raises(method, grid):
             with pytest.raises(ValueError, match=message) as caught:
                 solved(method, alpha, pfde.SumOfExponentials(tolerance), steps, t=t)
             achieved, advised = map(float, re.search(message, str(caught.value)).groups())
-            assert tolerance < achieved < advised < 2e-14, str(caught.value)
+            assert tolerance <= achieved < advised <= max(2e-14, 4 * achieved), str(caught.value)
             tolerance = advised
             if can_be_met(method, alpha, tolerance, steps, t):
                 break

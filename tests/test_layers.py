@@ -53,7 +53,7 @@ FAMILIES = {
         *("one_step", "runge_kutta", "diagonally_implicit"),
     ],
     "history": ["base", "skeleton", "nodes", "bounded"],
-    "schedules": ["base", "storage"],
+    "schedules": ["base", "snapshot_file", "storage", "store_all"],
 }
 
 

@@ -5,13 +5,13 @@ Reference values are closed forms, or were computed with mpmath's Taylor series 
 """
 
 import gc
-import importlib.util
 import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
+import torchdiffeq
 from torch import Tensor, nn
 
 import pfde
@@ -125,19 +125,25 @@ def test_fixed_steps_are_torchdiffeqs(method: str) -> None:
         close(a, b, 1e-14)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchdiffeq") is None, reason="torchdiffeq is not installed")
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "bosh3", "dopri5", "dopri8"])
 def test_against_torchdiffeq(method: str) -> None:
-    import torchdiffeq
-
     f, y0, t = Spiral(), torch.tensor([2.0, 0.0], dtype=D), times(0.0, 0.5, 1.0)
     keywords = {"options": {"step_size": 0.01}} if method in ("euler", "midpoint", "rk4") else {}
     results = []
     for module in (pfde, torchdiffeq):
         y = module.odeint(f, y0, t, rtol=1e-9, atol=1e-11, method=method, **keywords)
         results.append((y.detach(), torch.autograd.grad(y.square().sum(), f.A)[0]))
-    for a, b in zip(*results, strict=True):
-        close(a, b, 1e-12 if keywords else 1e-6)
+    if keywords:
+        for a, b in zip(*results, strict=True):
+            close(a, b, 1e-12)
+        return
+    # Adaptive steps are not the same ones. Against steps of rounding level pfde is 7e-8 off at most; torchdiffeq's
+    # interpolants are of lower order, and its steps are differentiated, which puts its gradients up to 6e-6 off.
+    y = pfde.odeint(f, y0, t, rtol=1e-13, atol=1e-14, method="dopri8")
+    reference = y.detach(), torch.autograd.grad(y.square().sum(), f.A)[0]
+    for (ours, theirs), exact in zip(zip(*results, strict=True), reference, strict=True):
+        close(ours, exact, 1e-6)
+        close(theirs, exact, 1e-4)
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)

@@ -335,13 +335,13 @@ def test_what_killed_processes_left_is_swept(tmp_path):
 
 
 def test_prefetch_reads_in_the_background(tmp_path, monkeypatch):
-    read, threads = module._read, []
+    read, threads = module.read_snapshot, []
 
-    def watched(path, n):
+    def watched(path, n, written):
         threads.append((n, threading.current_thread().name))
-        return read(path, n)
+        return read(path, n, written)
 
-    monkeypatch.setattr(module, "_read", watched)
+    monkeypatch.setattr(module, "read_snapshot", watched)
     snapshots = {n: make(n + 1) for n in range(4)}
     with SnapshotStore(tmp_path) as store:
         for n, snapshot in snapshots.items():

@@ -4,7 +4,8 @@ from .base import Schedule, Sizes, Stream, forward_steps
 from .foreign import Foreign, adopt
 from .online import Online
 from .revolve import Plan, Revolve
-from .storage import Snapshot, SnapshotStore
+from .snapshot_file import Snapshot
+from .storage import SnapshotStore
 from .store_all import StoreAll
 
 __all__ = [

@@ -27,9 +27,11 @@ from checkpoint_schedules import CheckpointAction, Copy, Forward, Move, Reverse
 class Sizes(NamedTuple):
     """What a schedule plans with.
 
-    steps : of the solve
+    steps : of the solve; sys.maxsize where it is not known
     state_bytes : of a snapshot at a multiple of `block` steps; elsewhere it has up to `extra_bytes` more
     row_bytes : of one step of a leaf
+    sweep_bytes : of the forward sweep, which stays as long as steps may be taken again
+    graphs : whether a step of a leaf also has a graph, of unknown size
     """
 
     steps: int
@@ -37,10 +39,19 @@ class Sizes(NamedTuple):
     row_bytes: int
     block: int = 1
     extra_bytes: int = 0
+    sweep_bytes: int = 0
+    graphs: bool = False
 
     def snapshot_bytes(self, leaf: int) -> int:
         """The most that a snapshot at a multiple of `leaf` steps takes."""
         return self.state_bytes + (self.extra_bytes if leaf % self.block else 0)
+
+    def all_rows_are_less_than(self, memory: int) -> bool:
+        """Whether the rows of all steps are known to take less than these bytes of snapshots and rows, and a sweep.
+
+        Then no step needs to be taken again: a snapshot of a compressed history weighs as much as tens of rows.
+        """
+        return not self.graphs and self.steps * self.row_bytes < memory + self.sweep_bytes
 
 
 class Stream(Protocol):
@@ -66,6 +77,10 @@ class Schedule(ABC):
     @abstractmethod
     def stream(self, sizes: Sizes) -> Stream:
         """A new stream for one solve; ValueError where the schedule does not suit its sizes."""
+
+    def memory_bytes(self, sizes: Sizes) -> int | None:
+        """The most that snapshots and rows will take in memory; None where the schedule does not say."""
+        return None
 
 
 def forward_steps(n: int, snapshots: int) -> int:
@@ -118,6 +133,7 @@ def check_tiers(
 ) -> None:
     """TypeError or ValueError unless these describe snapshots in memory (None: not counted) and on disk, and a leaf."""
     check_count("on_disk", on_disk, 0)
+    check_directory(directory)
     if snapshots is not None:
         check_count("snapshots", snapshots, 0)
         if snapshots + on_disk == 0:
@@ -129,3 +145,23 @@ def check_tiers(
             f"directory applies to snapshots on disk: got directory={os.fspath(directory)!r}, on_disk=0; "
             "give on_disk, or leave directory out"
         )
+
+
+def check_directory(directory: object) -> None:
+    """TypeError or ValueError unless this is None or a path that a file system can have."""
+    remedy = "give a str or os.PathLike of an existing folder, or None for the system's folder for temporary files"
+    path = directory
+    if isinstance(directory, os.PathLike):
+        path = os.fspath(directory)
+    if path is None:
+        return
+    if not isinstance(path, str):
+        raise TypeError(f"directory must be a path as text: got {directory!r}; {remedy}")
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"directory must be a path that the file system can name: got {directory!r}; {remedy}"
+        ) from error
+    if b"\0" in encoded:
+        raise ValueError(f"directory must not have a NUL character: got {directory!r}; {remedy}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from checkpoint_schedules import CheckpointSchedule, NoneCheckpointSchedule
 
-from .base import Schedule, Sizes, Stream
+from .base import Schedule, Sizes, Stream, check_directory
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Foreign(Schedule):
         name = type(self.schedule).__name__
         if isinstance(self.schedule, NoneCheckpointSchedule):
             raise ValueError(f"schedule must keep what a gradient needs: got {name}; use StoreAll() or Revolve(...)")
+        check_directory(self.directory)
         self._check_unused()
 
     def _check_unused(self) -> None:

@@ -40,6 +40,7 @@ from checkpoint_schedules import (
 )
 
 from .base import Schedule, Sizes, Stream, check_count, check_tiers, forward_steps, in_steps
+from .store_all import StoreAll
 
 _LEAF = 64
 
@@ -48,10 +49,13 @@ _LEAF = 64
 class Online(Schedule):
     """At most `snapshots` in memory and `on_disk` more on disk, for a solve of any number of steps.
 
-    `leaf` is the number of steps of a block, 64 by default; a solve of one block needs no step twice. Takes at most
+    `leaf` is the number of steps of a block, by default 64 (more where a snapshot weighs more than 64 rows); a solve of
+    one block needs no step twice. Takes at most
     1 + 1/(2 c + 1) times the advances that Revolve would with the same c snapshots and blocks (measured, NOTE 1 of the
     module), and never holds more than these. The rows of every block are kept until the next block begins, since any
-    block may be the last: the memory is c snapshots and one leaf, as with Revolve.
+    block may be the last: the memory is c snapshots and one leaf, as with Revolve. By default a leaf weighs no less
+    than a snapshot, so that this is never more than the rows of all steps, one snapshot and one leaf; where the number
+    of steps is known and those rows take less, they are all kept, as with StoreAll.
     """
 
     snapshots: int
@@ -65,8 +69,22 @@ class Online(Schedule):
         check_tiers(self.snapshots, self.on_disk, self.directory, self.leaf)
 
     def stream(self, sizes: Sizes) -> Stream:
-        """The actions of one solve; sizes.steps is not used."""
-        return _OnlineStream(self.snapshots, self.on_disk, self.leaf or _LEAF)
+        """The actions of one solve; sizes.steps tells no more than whether the rows of all steps take less memory."""
+        if self.leaf is None and sizes.all_rows_are_less_than(self.memory_bytes(sizes)):
+            return StoreAll().stream(sizes)
+        return _OnlineStream(self.snapshots, self.on_disk, self._leaf(sizes))
+
+    def _leaf(self, sizes: Sizes) -> int:
+        """The steps of a block: as given, or a multiple of 64 whose rows weigh no less than a snapshot."""
+        if self.leaf is not None:
+            return self.leaf
+        return -(-sizes.state_bytes // (_LEAF * max(1, sizes.row_bytes))) * _LEAF or _LEAF
+
+    def memory_bytes(self, sizes: Sizes) -> int:
+        """Of the snapshots in memory and one leaf, for this number of steps."""
+        leaf = self._leaf(sizes)
+        snapshots = min(self.snapshots, -(-sizes.steps // leaf))
+        return snapshots * sizes.snapshot_bytes(leaf) + min(leaf, sizes.steps) * sizes.row_bytes
 
 
 class _OnlineStream:

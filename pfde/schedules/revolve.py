@@ -52,6 +52,8 @@ class Revolve(Schedule):
     snapshots and leaf together; `on_disk` allows more snapshots, in a folder of their own within `directory`.
     `leaf` is the number of steps whose adjoint data are kept at once. By default:
 
+    * StoreAll's, a single leaf, where the rows of all steps take less memory than these snapshots, the leaf and the
+      sweep that takes steps again: with a compressed history a snapshot weighs tens of rows, and N may be small.
     * with `snapshots`: c of them and S = state_bytes / row_bytes allow M_0 = max(c S, sqrt(N S)) steps, rounded up to
       a multiple of 64 if above 64, at most N: a leaf about as large as all snapshots, or as the optimum of one extra
       pass. Of the multiples of 64 up to M_0 (of all numbers, if M_0 <= 64; and N, if M_0 = N) the one that takes the
@@ -91,7 +93,10 @@ class Revolve(Schedule):
             return self._fit(sizes)
         c = self.snapshots + self.on_disk
         leaf = _leaf(c, sizes) if self.leaf is None else min(self.leaf, steps)
-        return _plan(self.snapshots, self.on_disk, leaf, sizes)
+        plan = _plan(self.snapshots, self.on_disk, leaf, sizes)
+        if self.leaf is None and sizes.all_rows_are_less_than(plan.memory):
+            return _plan(0, 0, steps, sizes)
+        return plan
 
     def _fit(self, sizes: Sizes) -> Plan:
         """The plan within `memory` that takes the fewest steps."""
@@ -126,6 +131,10 @@ class Revolve(Schedule):
         """The actions of one solve, as planned."""
         plan = self.plan(sizes)
         return _Blocks(plan, sizes.steps)
+
+    def memory_bytes(self, sizes: Sizes) -> int:
+        """Of the plan."""
+        return self.plan(sizes).memory
 
 
 class _Blocks:

@@ -1,72 +1,41 @@
 """Where snapshots are kept: in memory, or on disk in one file each that is what was written or is refused.
 
-A snapshot is the data from which a solve can be resumed at a step: named tensors and numbers. The memory tier holds
-copies. The disk tier holds files in a folder of their own, `pfde-<host>-<pid>-<random>`, laid out as
+The memory tier holds copies. The disk tier holds files (`snapshot_file`) in a folder of their own,
+`pfde-<host>-<pid>-<random>`.
 
-    offset  bytes
-    0       8       magic, b"PFDESNP1"
-    8       8       size of the file
-    16      4       size H of the header                                      (integers little-endian)
-    20      4       CRC-32 of everything else: bytes 8 to 19, and 24 to the end
-    24      H       header, JSON: step, numbers, and name, dtype, shape, device, offset of every tensor
-    ...             the tensors' bytes in the machine's order, each at a multiple of 64 from the start
-
-NOTE 1. The checksum is CRC-32 because it costs little beside the disk (4 GB/s on our machine, where BLAKE2b
-makes 0.9) and suffices: what it is to find is decay and truncation, not forgery. It finds every error of one bit and
-every burst of up to 32, and misses another with probability 2^-32.
-
-NOTE 2. A file is written under another name, flushed to the device, and only then renamed, so that under its own name
-there is always a whole snapshot. A process that is killed leaves its folder behind; the next store created with the
-same directory by the same user on the same host removes it. Processes in different containers that share a directory
-need different host names, since one cannot see whether the other's process is alive.
+NOTE 1. A process that is killed leaves its folder behind; the next store created with the same directory by the same
+user on the same host removes it. Processes in different containers that share a directory need different host names,
+since one cannot see whether the other's process is alive.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import socket
-import struct
 import tempfile
 import weakref
-import zlib
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 import torch
 from checkpoint_schedules import StorageType
 
 from ..errors import SnapshotError
-
-_MAGIC = b"PFDESNP1"
-_PREFIX = struct.Struct("<8sQII")
-_ALIGN = 64
-
-
-class Snapshot(NamedTuple):
-    """Named tensors of any floating or integer dtype, any shape and device, and named small numbers."""
-
-    tensors: dict[str, torch.Tensor]
-    numbers: dict[str, int | float]
-
-    @property
-    def bytes(self) -> int:
-        """What the tensors weigh."""
-        return sum(x.numel() * x.element_size() for x in self.tensors.values())
+from .base import check_directory
+from .snapshot_file import Loaded, Snapshot, Written, not_written, read_snapshot, write_snapshot
 
 
 class SnapshotStore:
     """Snapshots by step and tier, StorageType.RAM or DISK; owned and used by one solve, in one thread.
 
     `directory` is where the folder of the disk tier is made, at the first snapshot that goes there (None: the system's
-    folder for temporary files). `prefetch=False` makes the method of that name do nothing. The folder goes with
-    `close`, at the latest with the store or the process; folders of processes that were killed are removed here.
+    folder for temporary files); a relative one is that of the working directory when the store was made.
+    `prefetch=False` makes the method of that name do nothing. The folder goes with `close`, at the latest with the
+    store or the process; folders of processes that were killed are removed here.
 
     `count` snapshots are held, in both tiers together; `snapshots_peak` and `bytes_peak` are the most there have been
     at a time, `memory_peak` the most bytes of the memory tier alone. Buffers of discarded snapshots are reused for the
@@ -76,13 +45,15 @@ class SnapshotStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, *, prefetch: bool = True) -> None:
-        self.directory = Path(tempfile.gettempdir() if directory is None else directory)
+        check_directory(directory)
+        self.directory = Path(os.path.abspath(tempfile.gettempdir() if directory is None else os.fspath(directory)))
         self.snapshots_peak = self.bytes_peak = self.memory_peak = 0
         self._prefetch = prefetch
         self._memory: dict[int, Snapshot] = {}
         self._disk: dict[int, int] = {}  # step: bytes
+        self._written: dict[int, Written] = {}
         self._pool: list[torch.Tensor] = []
-        self._coming: dict[int, Future[_Loaded]] = {}
+        self._coming: dict[int, Future[Loaded]] = {}
         self._reader: ThreadPoolExecutor | None = None
         self._folder: Path | None = None
         self._remove: weakref.finalize | None = None
@@ -120,7 +91,7 @@ class SnapshotStore:
             self._pool.clear()  # what did not fit this one is not kept for another: memory stays that of the peak
             self._memory[n] = Snapshot(copies, dict(snapshot.numbers))
         else:
-            _write(self._path(n), n, snapshot)
+            self._written[n] = write_snapshot(self._path(n), n, snapshot)
             self._disk[n] = snapshot.bytes
         self._note_peaks()
 
@@ -133,7 +104,7 @@ class SnapshotStore:
         if storage is StorageType.RAM:
             return self._memory[n]
         coming = self._coming.pop(n, None)
-        tensors, numbers, devices = coming.result() if coming else _read(self._path(n), n)
+        tensors, numbers, devices = coming.result() if coming else self._read(n)
         return Snapshot({name: x.to(devices[name]) for name, x in tensors.items()}, numbers)
 
     def move(self, n: int, source: StorageType, target: StorageType) -> None:
@@ -163,7 +134,7 @@ class SnapshotStore:
             return
         if self._reader is None:
             self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pfde-snapshots")
-        self._coming[n] = self._reader.submit(_read, self._path(n), n)
+        self._coming[n] = self._reader.submit(read_snapshot, self._path(n), n, self._written[n])
 
     def clear(self) -> None:
         """Give up all snapshots, the buffers and the folder; peaks are kept, and the store can be used again."""
@@ -182,6 +153,9 @@ class SnapshotStore:
         """Clear, and take no more snapshots."""
         self.clear()
         self._closed = True
+
+    def _read(self, n: int) -> Loaded:
+        return read_snapshot(self._path(n), n, self._written[n])
 
     def _tier(self, storage: StorageType) -> dict[int, Snapshot] | dict[int, int]:
         if storage is StorageType.RAM:
@@ -216,133 +190,9 @@ class SnapshotStore:
             try:
                 self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.directory))  # mode 0700
             except OSError as error:
-                raise _not_written(n, self.directory / f"{prefix}*", error) from error
+                raise not_written(n, self.directory / f"{prefix}*", error) from error
             self._remove = weakref.finalize(self, _remove_own, self._folder, os.getpid())
         return self._folder / f"step-{n}.snapshot"
-
-
-class _Loaded(NamedTuple):
-    """A snapshot as read, on the CPU, and where its tensors belong."""
-
-    tensors: dict[str, torch.Tensor]
-    numbers: dict[str, int | float]
-    devices: dict[str, str]
-
-
-def _write(path: Path, n: int, snapshot: Snapshot) -> None:
-    """The snapshot under this name, on the device when this returns; nothing under any name if it fails."""
-    prefix, header, pieces = _encode(n, snapshot)
-    temporary = path.with_suffix(".partial")
-    try:
-        try:
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                _write_all(file, [memoryview(prefix), memoryview(header), *pieces])
-                os.fsync(file)
-            finally:
-                os.close(file)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _not_written(n, path, error) from error
-
-
-def _encode(n: int, snapshot: Snapshot) -> tuple[bytes, bytes, list[memoryview]]:
-    """Prefix, header and the tensors' bytes with what pads them; the tensors on the CPU are not copied."""
-    entries: list[dict[str, object]] = []
-    pieces: list[memoryview] = []
-    offset = 0
-    for name, x in snapshot.tensors.items():
-        dtype = str(x.dtype).removeprefix("torch.")
-        entries.append({"name": name, "dtype": dtype, "shape": list(x.shape), "device": str(x.device), "at": offset})
-        array = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        content = memoryview(array)  # type: ignore[arg-type]  # numpy's annotation before Python 3.12
-        padding = -len(content) % _ALIGN
-        pieces += [content, memoryview(bytes(padding))]
-        offset += len(content) + padding
-    header = json.dumps({"step": n, "numbers": snapshot.numbers, "tensors": entries}).encode()
-    header += b" " * (-(_PREFIX.size + len(header)) % _ALIGN)
-    size = _PREFIX.size + len(header) + offset
-    checksum = _checksum(size, len(header), (header, *pieces))
-    return _PREFIX.pack(_MAGIC, size, len(header), checksum), header, pieces
-
-
-def _checksum(size: int, header: int, pieces: Iterable[bytes | bytearray | memoryview]) -> int:
-    checksum = zlib.crc32(struct.pack("<QI", size, header))
-    for piece in pieces:
-        checksum = zlib.crc32(piece, checksum)
-    return checksum
-
-
-def _write_all(file: int, pieces: list[memoryview]) -> None:
-    """os.write until all is written: one call writes at most 2 GiB."""
-    for rest in pieces:
-        while rest:
-            rest = rest[os.write(file, rest) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """The name of a new file on the device, too."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _read(path: Path, n: int) -> _Loaded:
-    """What `_write` wrote, checked; the tensors share one buffer, which they own."""
-
-    def refuse(why: str) -> SnapshotError:
-        return SnapshotError(
-            f"the snapshot of step {n} cannot be used: {path} {why}; was it touched, or is the disk failing? "
-            "solve again, with another directory=..."
-        )
-
-    try:
-        with open(path, "rb") as file:
-            content = bytearray(os.fstat(file.fileno()).st_size)
-            view, got = memoryview(content), 0
-            while got < len(content) and (more := file.readinto(view[got:])):
-                got += more
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise refuse("is missing" if missing else f"cannot be read ({error.strerror})") from error
-    if got < _PREFIX.size:
-        raise refuse(f"is truncated to {got} bytes")
-    magic, size, length, checksum = _PREFIX.unpack_from(content)
-    if magic != _MAGIC:
-        raise refuse("does not begin as a snapshot does")
-    if got != size or _PREFIX.size + length > size:
-        raise refuse(f"has {got} bytes and says {size}: truncated or damaged")
-    if _checksum(size, length, (view[_PREFIX.size :],)) != checksum:
-        raise refuse("is damaged: its checksum differs")
-    start = _PREFIX.size + length
-    header = json.loads(bytes(view[_PREFIX.size : start]))
-    if header["step"] != n:
-        raise refuse(f"is that of step {header['step']}")
-    tensors = {entry["name"]: _tensor(content, entry, start) for entry in header["tensors"]}
-    return _Loaded(tensors, header["numbers"], {entry["name"]: entry["device"] for entry in header["tensors"]})
-
-
-def _tensor(content: bytearray, entry: dict, start: int) -> torch.Tensor:
-    """A view of the file's bytes as the tensor that the entry describes."""
-    dtype, shape = getattr(torch, entry["dtype"]), entry["shape"]
-    count = torch.Size(shape).numel()
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(content, dtype=dtype, count=count, offset=start + entry["at"]).reshape(shape)
-
-
-def _not_written(n: int, path: Path, error: OSError) -> SnapshotError:
-    return SnapshotError(
-        f"the snapshot of step {n} could not be written to {path}: {error.strerror}; "
-        "free space there, name another directory=..., or allow fewer snapshots on disk"
-    )
 
 
 def _remove_own(folder: Path, pid: int) -> None:

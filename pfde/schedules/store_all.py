@@ -16,3 +16,7 @@ class StoreAll(Schedule):
     def stream(self, sizes: Sizes) -> Stream:
         """Forward over all steps, EndForward, Reverse(steps, 0), EndReverse; the steps need not be known."""
         return SingleMemoryStorageSchedule()
+
+    def memory_bytes(self, sizes: Sizes) -> int:
+        """The rows of all steps."""
+        return sizes.steps * sizes.row_bytes

@@ -19,10 +19,15 @@ class Record(Protocol):
 
     whole : the rows of all steps are kept in any case, so that a snapshot is an index into them
     spent : its buffers are overwritten, or given up
+    graphs : a step of the leaf has a graph beside its row
     """
 
     whole: bool
     spent: bool
+
+    @property
+    def graphs(self) -> bool:
+        """See above."""
 
     @property
     def row_bytes(self) -> int:
@@ -64,6 +69,10 @@ class Forward(Protocol):
 
     def snapshot_bytes(self) -> tuple[int, int, int]:
         """Bytes of a snapshot between two blocks, steps of a block, bytes more of one inside a block."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that the sweep itself holds, beside its record, until it is closed."""
 
     def snapshot(self) -> dict[str, Tensor]:
         """What `restore` needs: views, valid until the next step."""

@@ -11,8 +11,10 @@ Every state that is computed again is compared with the first one, by a fingerpr
 from __future__ import annotations
 
 import sys
+import warnings
 from array import array
 from collections import deque
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,7 +23,8 @@ from torch import Tensor
 
 from ..errors import ReplayError
 from ..schedules import Schedule, Sizes, StoreAll
-from ..schedules.storage import Snapshot, SnapshotStore
+from ..schedules.snapshot_file import Snapshot
+from ..schedules.storage import SnapshotStore
 from ..system.base import System
 from ..system.peers import Peers
 from .base import Adjoint, Record
@@ -81,6 +84,7 @@ class CheckpointedSweep:
     schedule : None for a solve without gradient
     peers : the ranks that share the state; what happens to a snapshot on one rank is known to all
     fingerprints : those of an earlier pass over the same steps, for this one to be compared with
+    directory : where that put its snapshots, whatever the working directory is by now
 
     Attributes
     ----------
@@ -98,6 +102,7 @@ class CheckpointedSweep:
         schedule: Schedule | None,
         peers: Peers,
         fingerprints: Fingerprints | None = None,
+        directory: Path | None = None,
     ) -> None:
         self.trajectory, self._system, self._peers = trajectory, system, peers
         self.generators = system.generators()
@@ -109,6 +114,7 @@ class CheckpointedSweep:
         self._action: Forward | None = None
         self._pending: dict[str, Tensor] = {}
         self._scheduled = schedule is not None
+        self._leaf_steps = 0  # the longest leaf so far
         self._keeps_all = trajectory.whole or isinstance(schedule, StoreAll)  # no step is taken twice
         if trajectory.whole:
             trajectory.open(0, 0)  # predictors that no history could give again are kept from the first step on
@@ -118,10 +124,11 @@ class CheckpointedSweep:
             draws = 0 if trajectory.whole else sum(x.numel() for x in self.generators)  # bytes; kept with each
             state, block, extra = self._sweep.snapshot_bytes()
             state, row, extra = map(peers.largest, (max(1, state + draws), max(1, trajectory.row_bytes + draws), extra))
-            sizes = Sizes(sweep.steps, state, row, block, extra)
-            self._stream = schedule.stream(sizes)
+            work = peers.largest(0 if trajectory.whole else sweep.workspace_bytes)
+            self._sizes = Sizes(sweep.steps, state, row, block, extra, work, trajectory.graphs)
+            self._schedule, self._stream = schedule, schedule.stream(self._sizes)
             if not isinstance(schedule, StoreAll):
-                self.snapshots = peers.call(SnapshotStore, schedule.directory)
+                self.snapshots = peers.call(SnapshotStore, directory or schedule.directory)
             self._ahead: deque[CheckpointAction] = deque()
 
     @property
@@ -133,6 +140,11 @@ class CheckpointedSweep:
     def steps(self) -> int:
         """N; sys.maxsize as long as it is not known."""
         return self._sweep.steps
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the snapshots on disk go; None without a store."""
+        return None if self.snapshots is None else self.snapshots.directory
 
     @property
     def ended(self) -> bool:
@@ -166,9 +178,27 @@ class CheckpointedSweep:
             self._stream.finalize(sweep.n)
             action = self._next()
             assert isinstance(action, EndForward), f"{action} at the end of the forward pass"
-            if self._keeps_all:
-                sweep.close()
+            if self._keeps_all or (self.snapshots is not None and not self.snapshots.count):
+                sweep.close()  # without a snapshot no step can be taken again
+            elif self.snapshots is not None and not self.trajectory.whole:
+                self._warn_of_more_than_all_rows(sweep.n)
             self._check_replay()
+
+    def _warn_of_more_than_all_rows(self, steps: int) -> None:
+        """Say so where the forward pass has kept more than the rows of all its steps would have been."""
+        assert self.snapshots is not None
+        known, sizes = self._sizes.steps, self._sizes._replace(steps=steps)
+        leaf = self._leaf_steps * sizes.row_bytes
+        kept = self.snapshots.memory_peak + leaf
+        # Where the end was not known, no schedule could do without the first snapshot and one leaf.
+        unavoidable = sizes.state_bytes + leaf if known == sys.maxsize else 0
+        if sizes.all_rows_are_less_than(kept - unavoidable):
+            warnings.warn(
+                f"{self._schedule!r} keeps {kept + sizes.sweep_bytes} bytes of snapshots, rows and what takes steps "
+                f"again; StoreAll() would keep {steps * sizes.row_bytes} for these {steps} steps: use StoreAll(), "
+                "or fewer snapshots with longer leaves",
+                stacklevel=2,
+            )
 
     def _prepare(self, action: CheckpointAction) -> None:
         """An action of the forward pass: an advance, perhaps over no steps, or a snapshot given up for another."""
@@ -200,6 +230,7 @@ class CheckpointedSweep:
         the former are built from the rows, of the latter all are kept.
         """
         self.trajectory.open(n0, n0 if self.trajectory.whole and self._reversing else n1)
+        self._leaf_steps = max(self._leaf_steps, n1 - n0)
         if not self.trajectory.whole:
             self._system.forget(n0)
 

@@ -99,6 +99,11 @@ class ForwardSweep:
         least, most = self._history.state_bytes
         return least + self.y.numel() * self.y.element_size(), self._history.block, most - least
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the history, until the sweep is closed."""
+        return 0 if self._history is None else self._history.workspace_bytes
+
     def snapshot(self) -> dict[str, Tensor]:
         """What `restore` needs to go on from here: views, valid until the next step."""
         if not isinstance(self._history, BoundedConvolution):
@@ -120,6 +125,7 @@ def take_again(run: CheckpointedSweep, system: System, schedule: Schedule, peers
     spent = run.trajectory
     assert isinstance(spent, Trajectory)
     fresh = Trajectory(spent.discretisation, spent.y0, spent.store)
-    new = CheckpointedSweep(ForwardSweep(fresh, system), fresh, system, schedule, peers, run.fingerprints)
+    sweep = ForwardSweep(fresh, system)
+    new = CheckpointedSweep(sweep, fresh, system, schedule, peers, run.fingerprints, run.directory)
     new.advance(new.steps)
     return new

@@ -88,6 +88,11 @@ class StepRecord:
         self.spent = False
 
     @property
+    def graphs(self) -> bool:
+        """Whether a step of the leaf has the graphs of its slopes beside its row."""
+        return self.keep == "graph"
+
+    @property
     def row_bytes(self) -> int:
         """Bytes that a step of the leaf takes, without graphs."""
         return (1 + self._stage_count) * self.y0.numel() * self.y0.element_size()

@@ -212,6 +212,11 @@ class StepSweep:
         """Bytes of a snapshot, at every step the same."""
         return self.y.numel() * self.y.element_size(), 1, 0
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the state."""
+        return 0 if self._slope is None else self.y.numel() * self.y.element_size()
+
     def snapshot(self) -> dict[str, Tensor]:
         """What `restore` needs: a view, valid until the next step."""
         return {"y": self.y}

@@ -54,6 +54,11 @@ class Trajectory:
         self.spent = False
 
     @property
+    def graphs(self) -> bool:
+        """Whether a step of the leaf has the graph of f beside its row."""
+        return self.store == "graph"
+
+    @property
     def row_bytes(self) -> int:
         """Bytes that a step of the leaf takes, without graphs."""
         rows = (not self.whole) + self._keeps_predictors
