@@ -233,6 +233,7 @@ def _tensor(content: bytearray, entry: dict[str, Any], start: int) -> torch.Tens
 
 
 def not_written(n: int, path: Path, error: OSError) -> SnapshotError:
+    """What to raise where the snapshot of step n could not be written."""
     return SnapshotError(
         f"the snapshot of step {n} could not be written to {path}: {error.strerror}; "
         "free space there, name another directory=..., or allow fewer snapshots on disk"
