@@ -34,10 +34,13 @@ from .one_step import (
     StepGraph,
     TimeBars,
     accumulate,
+    add_lost,
+    advance,
     combine,
     inner,
     nonzero,
     polynomial,
+    with_value,
 )
 from .tableaux import Tableau
 
@@ -83,26 +86,32 @@ class RungeKutta(OneStep):
         keep: bool = False,
         rows: Tensor | None = None,
         out: Tensor | None = None,
+        carry: Tensor | None = None,
     ) -> Step:
         if keep:
-            return self._step_graph(system, at, y)
+            return self._step_graph(system, at, y, carry=carry)
         step = Step(y, [], [], [])
         self._extend(step, system, at, y, self._end, first=first, rows=rows)
-        return step._replace(y=combine(y, at.h, self._b, step.slopes, out))
+        end = advance(y, at.h, self._b, step.slopes, carry, out)
+        return step._replace(y=end.y, carry=end.carry)
 
-    def _step_graph(self, system: System, at: Interval, y: Tensor, *, dense: bool = False) -> Step:
-        """The step on autograd's graph, with the slope at the end where asked for."""
+    def _step_graph(
+        self, system: System, at: Interval, y: Tensor, *, carry: Tensor | None = None, y1: Tensor | None = None
+    ) -> Step:
+        """The step on autograd's graph; with y1, its end, also the slope there."""
         with torch.enable_grad():
             graph, leaves, at = system.on_graph(at, y)
             step = Step(leaves[0], [], [], [])
             self._extend(step, graph, at, leaves[0], self._end)
             turn = at.n % self._end  # one stage of every step in turn: a walk over all graphs costs 4 % of the time
             system.require_reached(step.slopes[turn], step.states[turn], *leaves)
-            y1 = combine(leaves[0], at.h, self._b, step.slopes)
-            if dense:
-                self._extend(step._replace(y=y1), graph, at, leaves[0], self._end + 1)
+            end = advance(leaves[0], at.h, self._b, step.slopes, carry)
+            if y1 is not None:  # what is computed again does not know the carry, which y_{n+1} has a part of
+                end = end._replace(y=with_value(end.y, y1.view_as(end.y)))
+                self._extend(step._replace(y=end.y), graph, at, leaves[0], self._end + 1)
         slopes = [k.detach().reshape(-1) for k in step.slopes]
-        return Step(y1.detach().reshape(-1), [y], slopes, [], StepGraph(at, leaves, y1, step.slopes))
+        kept = StepGraph(at, leaves, end.y, step.slopes, end.increment, end.factor)
+        return Step(end.y.detach().reshape(-1), [y], slopes, [], kept, end.carry)
 
     def _extend(
         self,
@@ -149,7 +158,7 @@ class RungeKutta(OneStep):
         if rows is not None:
             step.states.extend((y, *rows.unbind(0)))
         elif graphs:
-            step = self._step_graph(system, at, y, dense=dense)
+            step = self._step_graph(system, at, y, y1=y1 if dense else None)
             return Sources(system.parts, at, self.nodes, [y1] * len(self.nodes), [], step.graph)
         else:  # the last slope is of no use to other stages
             self._extend(step, system, at, y, self._end - 1)
@@ -166,9 +175,11 @@ class RungeKutta(OneStep):
         theta_bar: Any,
         *,
         times: bool,
+        carry: Tensor | None = None,
     ) -> StepBars:
         h, graph, bars = at.h, sources.graph, TimeBars(at, self.nodes, theta_bar, wanted=times)
         u: list[Tensor | None] = [None] * (self._end + 1)
+        start, terms = lam, []
 
         def pull(i: int, v: Tensor) -> Tensor:
             f: Linearisation = sources.take(i)
@@ -177,18 +188,21 @@ class RungeKutta(OneStep):
             return product
 
         if self._end in slope_bars and (graph is None or len(graph.slopes) <= self._end):
-            lam = lam + pull(self._end, slope_bars.pop(self._end))
+            terms.append(pull(self._end, slope_bars.pop(self._end)))
+            lam = lam + terms[0]
         if graph is not None:
             if times:
                 bars.h += sum(inner(v, graph.slopes[i].detach().reshape(-1)) for i, v in slope_bars.items()) / h
             if sources.remember:
                 sources.values |= {i: graph.slopes[i].detach().reshape(-1) for i in slope_bars}
-            outputs = {graph.y: lam} | {graph.slopes[i]: v for i, v in slope_bars.items()}
+            outputs = {graph.slopes[i]: v for i, v in slope_bars.items()}
+            drawn = outputs.get(graph.increment)  # of one weight alone, the increment is that slope
+            outputs[graph.increment] = accumulate(drawn, graph.factor, lam)
             y_bar, *clock = system.pull(outputs, graph.leaves, theta_bar)
             if times:
                 bars.t, bars.h = bars.t + float(clock[0]), bars.h + float(clock[1])
-            return StepBars(y_bar, bars.h, bars.t)
-        total: Tensor | None = None
+            lam, carry = add_lost(start, [*terms, y_bar], carry)
+            return StepBars(lam, bars.h, bars.t, carry)
         for i in range(self._end - 1, -1, -1):
             v = slope_bars.get(i)
             if b := self.tableau.weights[i]:
@@ -199,8 +213,9 @@ class RungeKutta(OneStep):
             if v is None:
                 continue
             u[i] = u_i = pull(i, v)
-            total = lam + u_i if total is None else total.add_(u_i)
-        return StepBars(lam if total is None else total, bars.h, bars.t)
+            terms.append(u_i)
+        lam, carry = add_lost(start, terms, carry)
+        return StepBars(lam, bars.h, bars.t, carry)
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         assert sources.graph is None

@@ -120,6 +120,8 @@ class TorchFunction:
         """The cotangents of leaves of a graph from those of its outputs, flat; the parameters' go to theta_bar."""
         used = {x: bar.view(x.shape) for x, bar in outputs.items() if x.requires_grad}
         inputs = (*leaves, *self.parameters)
+        if not used:
+            return [torch.zeros_like(x).reshape(-1) for x in leaves]
         found = torch.autograd.grad(tuple(used), inputs, tuple(used.values()), allow_unused=True)
         theta_bar.add(found[len(leaves) :])
         bars = zip(found[: len(leaves)], leaves, strict=True)
