@@ -69,9 +69,8 @@ def run(methods: Sequence[str], *, store: Store, steps: int, seed: int, dtype: t
     count = f"{sum(passed)} of {len(passed)} methods passed"
     print(f"\n{count}: {steps} steps, {_name(dtype)}, store={store!r}, {time.perf_counter() - started:.1f} s")
     print(f"allowed: {report.tolerance:.0e} against autograd, {report.dot_tolerance:.0e} in the dot product, slopes")
-    print(
-        f"1 and 2 within {report.slope_tolerance:g}{'' if dtype == torch.float64 else ' and rounding'}; your own model: pfde.testing.verify(func, y0, t, alpha, ...)"
-    )
+    room = f"{report.slope_tolerance:g}{'' if dtype == torch.float64 else ' and rounding'}"
+    print(f"1 and 2 within {room}; your own model: pfde.testing.verify(func, y0, t, alpha, ...)")
     return all(passed)
 
 
