@@ -211,7 +211,8 @@ class DiagonallyImplicit(_Implicit):
     ) -> StepBars:
         h, bars = at.h, TimeBars(at, self.nodes, theta_bar, wanted=times)
         u: list[Tensor | None] = [None] * len(self._d)
-        start, products = lam, []  # J_i^T v_i, whose sum is lambda_n - lambda_{n+1}
+        start = lam
+        products: list[Tensor] = []  # J_i^T v_i, whose sum is lambda_n - lambda_{n+1}
         if (v := slope_bars.pop(len(self._d), None)) is not None:  # of the slope at the end, f(t1, y_{n+1})
             f = sources.take(len(self._d))
             products.append(f.vjp(v, theta_bar))

@@ -179,7 +179,8 @@ class RungeKutta(OneStep):
     ) -> StepBars:
         h, graph, bars = at.h, sources.graph, TimeBars(at, self.nodes, theta_bar, wanted=times)
         u: list[Tensor | None] = [None] * (self._end + 1)
-        start, terms = lam, []
+        start = lam
+        terms: list[Tensor] = []
 
         def pull(i: int, v: Tensor) -> Tensor:
             f: Linearisation = sources.take(i)
