@@ -26,6 +26,8 @@ from .testing import Report, verify
 
 _NAMES = [*METHODS, *(name for name in ODE_METHODS if is_ordinary(name))]
 
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
 
 class _Model(nn.Module):
     """f(t, y) = W2 tanh(W1 y + b1 + c sin 3t) + b2 on states of 3 components."""
@@ -45,7 +47,7 @@ class _Model(nn.Module):
         return hidden @ self.W2.T + self.b2
 
 
-def run(methods: Sequence[str], *, store: Store, steps: int, seed: int) -> bool:
+def run(methods: Sequence[str], *, store: Store, steps: int, seed: int, dtype: torch.dtype = torch.float64) -> bool:
     """Print one line for each method as it is verified; return whether all passed."""
     print(f"{'':<17}  {'relative error against autograd':^31}  {'dot':^9}  {'Taylor slopes':^15}")
     print(f"{'method':<17}  {'y0':^9}  {'theta':^9}  {'alpha':^9}  {'product':^9}  {'zeroth':^7} {'first':^7}  result")
@@ -53,8 +55,8 @@ def run(methods: Sequence[str], *, store: Store, steps: int, seed: int) -> bool:
     for method in methods:
         generator = torch.Generator().manual_seed(seed)
         report = verify(
-            Split(_Model(seed), _Model(seed + 1)) if method in ADDITIVE else _Model(seed),
-            torch.randn(2, 3, generator=generator, dtype=torch.float64),
+            (Split(_Model(seed), _Model(seed + 1)) if method in ADDITIVE else _Model(seed)).to(dtype),
+            torch.randn(2, 3, generator=generator, dtype=torch.float64).to(dtype),
             torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64),
             1.0 if is_ordinary(method) else torch.tensor([0.45, 0.7, 0.95], dtype=torch.float64),
             method=method,
@@ -65,10 +67,15 @@ def run(methods: Sequence[str], *, store: Store, steps: int, seed: int) -> bool:
         passed.append(report.passed)
         print(_line(report), flush=True)
     count = f"{sum(passed)} of {len(passed)} methods passed"
-    print(f"\n{count}: {steps} steps, float64, store={store!r}, {time.perf_counter() - started:.1f} s")
+    print(f"\n{count}: {steps} steps, {_name(dtype)}, store={store!r}, {time.perf_counter() - started:.1f} s")
     print(f"allowed: {report.tolerance:.0e} against autograd, {report.dot_tolerance:.0e} in the dot product, slopes")
-    print(f"1 and 2 within {report.slope_tolerance:g}; your own model: pfde.testing.verify(func, y0, t, alpha, ...)")
+    room = f"{report.slope_tolerance:g}{'' if dtype == torch.float64 else ' and rounding'}"
+    print(f"1 and 2 within {room}; your own model: pfde.testing.verify(func, y0, t, alpha, ...)")
     return all(passed)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _line(report: Report) -> str:
@@ -99,12 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--store", choices=get_args(Store), default="state", help="what is kept (default: %(default)s)"
     )
+    command.add_argument("--dtype", choices=_DTYPES, default="float64", help="of the model (default: %(default)s)")
     command.add_argument("--steps", type=int, default=32, help="number of steps (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of model and functional (default: %(default)s)")
     given = parser.parse_args(arguments)
     if given.steps < 1:
         command.error(f"--steps must be at least 1: got {given.steps}")
-    return 0 if run(given.method or _NAMES, store=given.store, steps=given.steps, seed=given.seed) else 1
+    dtype = _DTYPES[given.dtype]
+    passed = run(given.method or _NAMES, store=given.store, steps=given.steps, seed=given.seed, dtype=dtype)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from .sweeps.times import StepTimes
 from .system.base import System
 from .system.mass import Mass
 from .system.parameter_bar import ParameterBar
-from .system.random import Draws, generator_states, has_drawn
+from .system.random import Draws, generator_states, has_drawn, set_generator_states
 from .system.torch_function import TorchFunction
 from .system.torch_system import GraphSystem, TorchSystem
 
@@ -216,11 +216,14 @@ class OrdinaryProblem(InitialValueProblem):
     def backprop(self, y0: Tensor, t: Tensor | None) -> Tensor:
         """The same steps on autograd's graph; the outputs, (T, d). Collective.
 
-        Adaptive steps are found first, without a graph, and frozen.
+        Adaptive steps are found first, without a graph, and frozen; f draws the same random numbers again.
         """
         if self._output_steps() is None:
+            begin = generator_states(y0.device)
             with torch.no_grad():
                 _, run = self.integrate(y0.detach(), None)
+            if self.draws:
+                set_generator_states(y0.device, begin)
             times, outputs = run.record.times, run.outputs
         else:
             times = StepTimes(self.times, self.pieces, open_end=self.open_end)

@@ -31,7 +31,21 @@ from typing import Any
 from torch import Tensor
 
 from ..system.base import Linearisation, System
-from .one_step import Interval, OneStep, Sources, Step, StepBars, TimeBars, accumulate, combine, nonzero, polynomial
+from .one_step import (
+    Interval,
+    OneStep,
+    Sources,
+    Step,
+    StepBars,
+    TimeBars,
+    accumulate,
+    add_lost,
+    advance,
+    combine,
+    nonzero,
+    polynomial,
+    weighted_sum,
+)
 from .tableaux import AdditiveTableau, Tableau
 
 
@@ -75,7 +89,7 @@ class _Implicit(OneStep):
         elif self.determined:
             states = self._between(y, y1)
         else:
-            step = self.step(system, at, y, keep=graphs)
+            step = self._again(system, at, y, y1, keep=graphs)
             states, kept = step.states, step.kept
         return Sources(system.parts, at, self.nodes, [*states[: self.tableau.stages], y1], kept)
 
@@ -89,6 +103,10 @@ class _Implicit(OneStep):
     def _between(self, y: Tensor, y1: Tensor) -> list[Tensor]:
         """The stages of a determined method."""
         raise NotImplementedError
+
+    def _again(self, system: System, at: Interval, y: Tensor, y1: Tensor, *, keep: bool) -> Step:
+        """The stages of another, computed again."""
+        return self.step(system, at, y, keep=keep)
 
     def dense_weights(self, theta: float, derivative: int = 0) -> list[tuple[int, float]]:
         weights = nonzero([polynomial(p, theta, derivative) for p in self._dense])
@@ -108,7 +126,7 @@ class DiagonallyImplicit(_Implicit):
         first = self._diagonal[0] == 0.0
         # one implicit stage, the last one: y_{n+1} gives it
         self.determined = tableau.stages == 1 + first
-        self._explicit_first = first
+        self._explicit_first, self._b = first, nonzero(tableau.weights)
 
     def reusable_slope(self, step: Step) -> Tensor | None:
         return step.slopes[-1] if self._explicit_first and self.tableau.stiffly_accurate else None
@@ -116,6 +134,14 @@ class DiagonallyImplicit(_Implicit):
     def _between(self, y: Tensor, y1: Tensor) -> list[Tensor]:
         last = y1 if self._d[-1] == 1.0 else (y1 - self._rest * y) / self._d[-1]
         return [y, last] if self._explicit_first else [last]
+
+    def _again(self, system: System, at: Interval, y: Tensor, y1: Tensor, *, keep: bool) -> Step:
+        """The stages but the last, which y_{n+1} is, and which the carry has a part in."""
+        if not self.tableau.stiffly_accurate:
+            return self.step(system, at, y, keep=keep)
+        step = self._solve(system, at, y, self.tableau.stages - 1, keep=keep)
+        step.states.append(y1)
+        return step
 
     def step(
         self,
@@ -127,21 +153,10 @@ class DiagonallyImplicit(_Implicit):
         keep: bool = False,
         rows: Tensor | None = None,
         out: Tensor | None = None,
+        carry: Tensor | None = None,
     ) -> Step:
-        step, mass_y = Step(y, [], [], []), system.mass(y)
-        state = y
-        for i, a in enumerate(self._diagonal):
-            t = at.time(self.nodes[i])
-            if a:
-                r = combine(mass_y, at.h, self._a[i], step.slopes)
-                state, f = system.solve(at.n, t, r, at.h * a, state)
-                _add(step, state, f.value, f, keep)
-            elif keep:
-                f = system.linearise(at.n, t, y)
-                _add(step, y, f.value, f, keep)
-            else:
-                _add(step, y, system.evaluate(at.n, t, y) if first is None else first, None, keep)
-        y1 = state
+        step = self._solve(system, at, y, self.tableau.stages, first=first, keep=keep, carry=carry)
+        y1 = step.states[-1]
         if not self.tableau.stiffly_accurate:
             y1 = self._rest * y
             for d, stage in zip(self._d, step.states, strict=True):
@@ -149,7 +164,46 @@ class DiagonallyImplicit(_Implicit):
         if rows is not None:
             for row, stage in zip(rows, step.states[-len(rows) :], strict=True):
                 row.copy_(stage)
-        return step._replace(y=y1 if out is None else out.copy_(y1))
+        y1 = y1 if out is None else out.copy_(y1)
+        return step._replace(y=y1, carry=self._lost(system, at, y, y1, step.slopes, carry))
+
+    def _lost(
+        self, system: System, at: Interval, y: Tensor, y1: Tensor, slopes: list[Tensor], carry: Tensor | None
+    ) -> Tensor | None:
+        """M (y_n - y_{n+1}) + carry + h sum_i b_i K_i: what the solves and their rounding left out."""
+        if carry is None:
+            return None
+        w, total = weighted_sum(self._b, [k.detach() for k in slopes])
+        return system.mass(y.detach() - y1.detach()).add(carry).add_(total, alpha=float(at.h) * w)
+
+    def _solve(
+        self,
+        system: System,
+        at: Interval,
+        y: Tensor,
+        count: int,
+        *,
+        first: Tensor | None = None,
+        keep: bool = False,
+        carry: Tensor | None = None,
+    ) -> Step:
+        """The first `count` stages; the last of all takes in the carry."""
+        step, mass_y = Step(y, [], [], []), system.mass(y)
+        state = y
+        for i, a in enumerate(self._diagonal[:count]):
+            t = at.time(self.nodes[i])
+            if a:
+                r = combine(mass_y, at.h, self._a[i], step.slopes)
+                if carry is not None and i == len(self._d) - 1:
+                    r = r + carry / self._d[i]
+                state, f = system.solve(at.n, t, r, at.h * a, state)
+                _add(step, state, f.value, f, keep)
+            elif keep:
+                f = system.linearise(at.n, t, y)
+                _add(step, y, f.value, f, keep)
+            else:
+                _add(step, y, system.evaluate(at.n, t, y) if first is None else first, None, keep)
+        return step
 
     def adjoint(
         self,
@@ -161,12 +215,16 @@ class DiagonallyImplicit(_Implicit):
         theta_bar: Any,
         *,
         times: bool,
+        carry: Tensor | None = None,
     ) -> StepBars:
         h, bars = at.h, TimeBars(at, self.nodes, theta_bar, wanted=times)
         u: list[Tensor | None] = [None] * len(self._d)
+        start = lam
+        products: list[Tensor] = []  # J_i^T v_i, whose sum is lambda_n - lambda_{n+1}
         if (v := slope_bars.pop(len(self._d), None)) is not None:  # of the slope at the end, f(t1, y_{n+1})
             f = sources.take(len(self._d))
-            lam = lam + f.vjp(v, theta_bar)
+            products.append(f.vjp(v, theta_bar))
+            lam = lam + products[0]
             bars.add(len(self._d), v, f)
         total, below = lam * self._rest, None  # what reaches y_n directly, and through M y_n
         for i in range(len(self._d) - 1, -1, -1):
@@ -184,17 +242,24 @@ class DiagonallyImplicit(_Implicit):
                     product = f.vjp(v, retain=True)
                     b = product if b is None else b.add_(product)
                 assert b is not None
+                if carry is not None and i == len(self._d) - 1:
+                    b.add_(carry)
                 u[i] = u_i = system.solve_transpose(at.n, at.time(self.nodes[i]), f, h * a, b)
                 below = u_i.clone() if below is None else below.add_(u_i)
                 v = accumulate(v, h * a, u_i)
-                f.vjp(v, theta_bar)
+                products.append(f.vjp(v, theta_bar))
             else:
                 assert v is not None
-                total.add_(f.vjp(v, theta_bar))
+                products.append(f.vjp(v, theta_bar))
+                total.add_(products[-1])
             bars.add(i, v, f)
         if below is not None:
             total.add_(system.mass_transpose(below))
-        return StepBars(total, bars.h, bars.t)
+        if carry is not None:
+            carry = (start - total).add_(carry)
+            for product in products:
+                carry.add_(product)
+        return StepBars(total, bars.h, bars.t, carry)
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         slopes: list[Tensor] = []
@@ -241,6 +306,7 @@ class Additive(_Implicit):
         keep: bool = False,
         rows: Tensor | None = None,
         out: Tensor | None = None,
+        carry: Tensor | None = None,
     ) -> Step:
         s = self.tableau.stages
         stiff, nonstiff = system.parts
@@ -268,8 +334,8 @@ class Additive(_Implicit):
         if rows is not None:
             for row, stage in zip(rows, states[-len(rows) :], strict=True):
                 row.copy_(stage)
-        y1 = combine(y, at.h, self._b, slopes, out)
-        return Step(y1, states, slopes, [kept[i] for i in range(2 * s)] if keep else [])
+        end = advance(y, at.h, self._b, slopes, carry, out)
+        return Step(end.y, states, slopes, [kept[i] for i in range(2 * s)] if keep else [], carry=end.carry)
 
     def adjoint(
         self,
@@ -281,11 +347,12 @@ class Additive(_Implicit):
         theta_bar: Any,
         *,
         times: bool,
+        carry: Tensor | None = None,
     ) -> StepBars:
         s, h, bars = self.tableau.stages, at.h, TimeBars(at, self.nodes, theta_bar, wanted=times)
         stiff, _ = system.parts
         u: list[Tensor | None] = [None] * s
-        total = lam.clone()
+        terms: list[Tensor] = []
 
         def gather(i: int) -> Tensor | None:
             v = slope_bars.get(i)
@@ -318,8 +385,9 @@ class Additive(_Implicit):
                 bars.add(i, v, f)
                 u[i] = b
             if (u_i := u[i]) is not None:
-                total.add_(u_i)
-        return StepBars(total, bars.h, bars.t)
+                terms.append(u_i)
+        total, carry = add_lost(lam, terms, carry)
+        return StepBars(total, bars.h, bars.t, carry)
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         s = self.tableau.stages

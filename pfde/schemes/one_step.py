@@ -12,6 +12,14 @@ the cotangent of y_{n+1}, and K_bar_i, what the dense outputs in the step draw f
 
     lambda_n, the cotangent of y_n;    theta_bar;    h_bar, t_bar, those of h and t (where wanted)
 
+Sums. A step's increments are summed before they meet y_n. In float32 what y_{n+1} lacks of its sum is carried to the
+next step (Kahan 1965, doi:10.1145/363707.363723), so that rounding does not grow with the number of steps:
+
+    M y_{n+1} + c_{n+1} = M y_n + c_n + h sum_i b_i K_i,    lambda_n + c_n = lambda_{n+1} + c_{n+1} + sum_i J_i^T v_i
+
+with v_i what goes into theta_bar's product. In float64 N eps is nothing, and there is no c. The stages depend on y_n
+alone, but for a last one that is y_{n+1} itself, and so can be computed again from the states that are kept.
+
 The step size itself is data: with adaptive steps it is frozen, as the sweep has recorded it.
 """
 
@@ -53,7 +61,8 @@ class Step(NamedTuple):
     slopes : K_i; of a split method the implicit ones, then the explicit ones
     kept : their linearisations, where they were to be kept
     graph : of an explicit method, in place of the linearisations, the whole step on autograd's graph
-    increment : of an explicit method, y_{n+1} - y_n before it was added
+    mark : of an explicit method, the sum of its slopes, by which the backward pass recognises the step
+    carry : what y_{n+1} lacks of its sum, in float32
     """
 
     y: Tensor
@@ -61,7 +70,8 @@ class Step(NamedTuple):
     slopes: list[Tensor]
     kept: list[Linearisation]
     graph: StepGraph | None = None
-    increment: Tensor | None = None
+    mark: Tensor | None = None
+    carry: Tensor | None = None
 
 
 class StepGraph(NamedTuple):
@@ -72,6 +82,7 @@ class StepGraph(NamedTuple):
     begin : how many nodes of autograd there were before the step
     y : y_{n+1}
     slopes : K_i
+    increment, factor : y_{n+1} = y_n + factor increment; lambda goes around it, where its rounding can be carried
     """
 
     at: Interval
@@ -79,14 +90,20 @@ class StepGraph(NamedTuple):
     begin: int
     y: Tensor
     slopes: list[Tensor]
+    increment: Tensor
+    factor: float
 
 
 class StepBars(NamedTuple):
-    """What the transpose of a step gives: the cotangents of y_n, of h (with the stage times' share) and of t."""
+    """What the transpose of a step gives: the cotangents of y_n, of h (with the stage times' share) and of t.
+
+    carry : what that of y_n lacks of its sum, in float32
+    """
 
     y: Tensor
     h: float
     t: float
+    carry: Tensor | None = None
 
 
 class TimeBars:
@@ -122,7 +139,7 @@ class Sources:
     Attributes
     ----------
     remember : whether the slopes are to be kept, in `values`
-    increment : of a step that was taken again on autograd's graph
+    mark : of a step that was taken again on autograd's graph
     """
 
     def __init__(
@@ -138,7 +155,7 @@ class Sources:
         self._systems, self._at, self._nodes, self._states = systems, at, nodes, states
         self._kept: dict[int, Linearisation] = dict(enumerate(kept))
         self.remember = False
-        self.increment: Tensor | None = None
+        self.mark: Tensor | None = None
         self.values: dict[int, Tensor] = {}
 
     def take(self, i: int) -> Linearisation:
@@ -212,9 +229,11 @@ class OneStep(ABC):
         keep: bool = False,
         rows: Tensor | None = None,
         out: Tensor | None = None,
+        carry: Tensor | None = None,
     ) -> Step:
         """One step from y.
 
+        carry : what y lacks of its sum; None in float64
         first : K_1, where it is known
         keep : linearise f, and keep that, instead of evaluating
         rows, out : memory for Y_2..Y_s, (s-1, d), and for y_{n+1}; what is returned is then a view of it
@@ -252,10 +271,11 @@ class OneStep(ABC):
         theta_bar: Any,
         *,
         times: bool,
+        carry: Tensor | None = None,
     ) -> StepBars:
         """The transpose of a step.
 
-        lam : the cotangent of y_{n+1}
+        lam, carry : the cotangent of y_{n+1}, and what it lacks of its sum
         slope_bars : K_bar_i from dense outputs, h b_i(theta) y_bar summed; may be changed in place
         times : whether the cotangents of h and t are wanted; needs a system whose products give that of f's t
         """
@@ -285,29 +305,60 @@ def combine(
     out: Tensor | None = None,
 ) -> Tensor:
     """y + h sum_i w_i K_i, a new tensor, or `out`; y itself where there is no weight and no `out`."""
+    if not weights:
+        return y if out is None else out.copy_(y)
     if isinstance(h, Tensor):  # with the value that a number h gives, to the bit
         value = combine(y.detach(), float(h.detach()), weights, [k.detach() for k in slopes])
-        for i, w in weights:
-            y = y + slopes[i] * (h * w).to(y)
-        return y + (value - y.detach())
-    total: Tensor | None = None
-    for i, w in weights:
-        if total is None:
-            total = torch.add(y, slopes[i], alpha=h * w, out=out)
-        else:
-            total.add_(slopes[i], alpha=h * w)
-    if total is None:
-        return y if out is None else out.copy_(y)
+        return with_value(y + _scaled_sum(h, weights, slopes), value)
+    w, total = weighted_sum(weights, slopes)
+    return torch.add(y, total, alpha=h * w, out=out)
+
+
+def weighted_sum(
+    weights: Sequence[tuple[int, float]], slopes: Sequence[Tensor] | Mapping[int, Tensor]
+) -> tuple[float, Tensor]:
+    """w and sum_i (w_i / w) K_i, w the weight of largest size: with w left out it costs no operation more than terms.
+
+    The sum may be a slope itself.
+    """
+    pivot, w = weights[-1]
+    for i, other in weights:
+        if abs(other) > abs(w):
+            pivot, w = i, other
+    total = slopes[pivot]
+    fresh = False
+    for i, other in weights:
+        if i != pivot:
+            total = total.add_(slopes[i], alpha=other / w) if fresh else total.add(slopes[i], alpha=other / w)
+            fresh = True
+    return w, total
+
+
+def _scaled_sum(h: Tensor, weights: Sequence[tuple[int, float]], slopes: Sequence[Tensor]) -> Tensor:
+    """sum_i (h w_i) K_i, on the graphs of h and K_i."""
+    (i, w), *rest = weights
+    total = slopes[i] * (h * w).to(slopes[i])
+    for i, w in rest:
+        total = total + slopes[i] * (h * w).to(total)
     return total
 
 
-def increment(h: float, weights: Sequence[tuple[int, float]], slopes: Mapping[int, Tensor]) -> Tensor:
-    """h sum_i w_i K_i."""
-    total: Tensor | None = None
-    for i, w in weights:
-        total = accumulate(total, h * w, slopes[i])
-    assert total is not None
-    return total
+def with_value(y: Tensor, value: Tensor) -> Tensor:
+    """`value`, to the bit, on the graph of y."""
+    return value + (y - y.detach())
+
+
+class Advance(NamedTuple):
+    """y_{n+1} and what it lacks of its sum; with y_{n+1} = y_n + factor increment.
+
+    mark : the sum of the slopes without a graph
+    """
+
+    y: Tensor
+    carry: Tensor | None
+    increment: Tensor
+    factor: float
+    mark: Tensor
 
 
 def advance(
@@ -315,24 +366,41 @@ def advance(
     h: float | Tensor,
     weights: Sequence[tuple[int, float]],
     slopes: Sequence[Tensor],
+    carry: Tensor | None,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """y + h sum_i w_i K_i, a new tensor, or `out`, and the increment, summed before it is added to y.
+) -> Advance:
+    """`combine` for a step: y + (carry + h sum_i w_i K_i), and what its rounding loses."""
+    if isinstance(h, Tensor):
+        value, lost, _, _, mark = advance(y.detach(), float(h.detach()), weights, [k.detach() for k in slopes], carry)
+        increment = _scaled_sum(h, weights, slopes)
+        return Advance(with_value(y + increment, value), lost, increment, 1.0, mark)
+    w, total = weighted_sum(weights, slopes)
+    mark = total.detach().reshape(-1)
+    if carry is None:
+        return Advance(torch.add(y, total, alpha=h * w, out=out), None, total, h * w, mark)
+    increment = torch.add(carry.view_as(y), total, alpha=h * w)
+    y1 = torch.add(y, increment, out=out)
+    lost = y.detach() - y1.detach()
+    return Advance(y1, lost.add_(increment.detach()).reshape(-1), total, h * w, mark)
 
-    Added term by term, each sum would lose the digits of an increment that y has not.
-    """
-    if isinstance(h, Tensor):  # with the values that a number h gives, to the bit
-        value, change = advance(y.detach(), float(h.detach()), weights, [k.detach() for k in slopes])
-        for i, w in weights:
-            y = y + slopes[i] * (h * w).to(y)
-        return y + (value - y.detach()), change
-    change = slopes[weights[0][0]] * (h * weights[0][1])
-    for i, w in weights[1:]:
-        if change.requires_grad:
-            change = torch.add(change, slopes[i], alpha=h * w)
+
+def add_lost(total: Tensor, terms: Sequence[Tensor], carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """total + (carry + sum of the terms), a new tensor where there is anything to add, and what its rounding loses."""
+    increment, fresh = carry, False
+    for x in terms:
+        if increment is None:
+            increment = x
         else:
-            change.add_(slopes[i], alpha=h * w)
-    return torch.add(y, change, out=out), change
+            increment, fresh = increment.add_(x) if fresh else increment + x, True
+    if increment is None:
+        return total, None
+    result = total + increment
+    return result, None if carry is None else (total - result).add_(increment)
+
+
+def no_carry(y: Tensor) -> Tensor | None:
+    """The carry of a sum that begins with y: zero, or None where rounding needs none."""
+    return None if y.dtype == torch.float64 else torch.zeros_like(y)
 
 
 def accumulate(total: Tensor | None, weight: float, x: Tensor) -> Tensor:

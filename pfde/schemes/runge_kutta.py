@@ -35,12 +35,14 @@ from .one_step import (
     StepGraph,
     TimeBars,
     accumulate,
+    add_lost,
     advance,
     combine,
-    increment,
     inner,
     nonzero,
     polynomial,
+    weighted_sum,
+    with_value,
 )
 from .tableaux import Tableau
 
@@ -86,28 +88,32 @@ class RungeKutta(OneStep):
         keep: bool = False,
         rows: Tensor | None = None,
         out: Tensor | None = None,
+        carry: Tensor | None = None,
     ) -> Step:
         if keep:
-            return self._step_graph(system, at, y)
+            return self._step_graph(system, at, y, carry=carry)
         step = Step(y, [], [], [])
         self._extend(step, system, at, y, self._end, first=first, rows=rows)
-        y1, change = advance(y, at.h, self._b, step.slopes, out)
-        return step._replace(y=y1, increment=change)
+        end = advance(y, at.h, self._b, step.slopes, carry, out)
+        return step._replace(y=end.y, mark=end.mark, carry=end.carry)
 
-    def _step_graph(self, system: System, at: Interval, y: Tensor, *, dense: bool = False) -> Step:
-        """The step on autograd's graph, with the slope at the end where asked for."""
+    def _step_graph(
+        self, system: System, at: Interval, y: Tensor, *, carry: Tensor | None = None, y1: Tensor | None = None
+    ) -> Step:
+        """The step on autograd's graph; with y1, its end, also the slope there."""
         with torch.enable_grad():
             graph, leaves, at, begin = system.on_graph(at, y)
             step = Step(leaves[0], [], [], [])
             self._extend(step, graph, at, leaves[0], self._end)
             turn = at.n % self._end  # one stage of every step in turn: a walk over all graphs costs 4 % of the time
             system.require_reached(step.slopes[turn], begin, step.states[turn], *leaves)
-            y1, change = advance(leaves[0], at.h, self._b, step.slopes)
-            if dense:
-                self._extend(step._replace(y=y1), graph, at, leaves[0], self._end + 1)
+            end = advance(leaves[0], at.h, self._b, step.slopes, carry)
+            if y1 is not None:  # what is computed again does not know the carry, which y_{n+1} has a part of
+                end = end._replace(y=with_value(end.y, y1.view_as(end.y)))
+                self._extend(step._replace(y=end.y), graph, at, leaves[0], self._end + 1)
         slopes = [k.detach().reshape(-1) for k in step.slopes]
-        graph_of_step = StepGraph(at, leaves, begin, y1, step.slopes)
-        return Step(y1.detach().reshape(-1), [y], slopes, [], graph_of_step, change.detach().reshape(-1))
+        kept = StepGraph(at, leaves, begin, end.y, step.slopes, end.increment, end.factor)
+        return Step(end.y.detach().reshape(-1), [y], slopes, [], kept, end.mark, end.carry)
 
     def _extend(
         self,
@@ -154,9 +160,9 @@ class RungeKutta(OneStep):
         if rows is not None:
             step.states.extend((y, *rows.unbind(0)))
         elif graphs:
-            step = self._step_graph(system, at, y, dense=dense)
+            step = self._step_graph(system, at, y, y1=y1 if dense else None)
             sources = Sources(system.parts, at, self.nodes, [y1] * len(self.nodes), [], step.graph)
-            sources.increment = step.increment
+            sources.mark = step.mark
             return sources
         else:  # the last slope is of no use to other stages
             self._extend(step, system, at, y, self._end - 1)
@@ -173,9 +179,12 @@ class RungeKutta(OneStep):
         theta_bar: Any,
         *,
         times: bool,
+        carry: Tensor | None = None,
     ) -> StepBars:
         h, graph, bars = at.h, sources.graph, TimeBars(at, self.nodes, theta_bar, wanted=times)
         u: list[Tensor | None] = [None] * (self._end + 1)
+        start = lam
+        terms: list[Tensor] = []
 
         def pull(i: int, v: Tensor) -> Tensor:
             f: Linearisation = sources.take(i)
@@ -184,18 +193,20 @@ class RungeKutta(OneStep):
             return product
 
         if self._end in slope_bars and (graph is None or len(graph.slopes) <= self._end):
-            lam = lam + pull(self._end, slope_bars.pop(self._end))
+            terms.append(pull(self._end, slope_bars.pop(self._end)))
+            lam = lam + terms[0]
         if graph is not None:
             if times:
                 bars.h += sum(inner(v, graph.slopes[i].detach().reshape(-1)) for i, v in slope_bars.items()) / h
             if sources.remember:
                 sources.values |= {i: graph.slopes[i].detach().reshape(-1) for i in slope_bars}
-            outputs = [(graph.y, lam), *((graph.slopes[i], v) for i, v in slope_bars.items())]
+            outputs = [(graph.slopes[i], v) for i, v in slope_bars.items()]
+            outputs.append((graph.increment, lam * graph.factor))  # of one weight alone, the increment is that slope
             y_bar, *clock = system.pull(outputs, graph.leaves, graph.begin, theta_bar)
             if times:
                 bars.t, bars.h = bars.t + float(clock[0]), bars.h + float(clock[1])
-            return StepBars(y_bar, bars.h, bars.t)
-        total: Tensor | None = None
+            lam, carry = add_lost(start, [*terms, y_bar], carry)
+            return StepBars(lam, bars.h, bars.t, carry)
         for i in range(self._end - 1, -1, -1):
             v = slope_bars.get(i)
             if b := self.tableau.weights[i]:
@@ -206,17 +217,18 @@ class RungeKutta(OneStep):
             if v is None:
                 continue
             u[i] = u_i = pull(i, v)
-            total = lam + u_i if total is None else total.add_(u_i)
-        return StepBars(lam if total is None else total, bars.h, bars.t)
+            terms.append(u_i)
+        lam, carry = add_lost(start, terms, carry)
+        return StepBars(lam, bars.h, bars.t, carry)
 
     def marked(self, step: Step) -> Sequence[Tensor]:
-        return () if step.increment is None else (step.increment,)
+        return () if step.mark is None else (step.mark,)
 
     def marked_again(self, at: Interval, sources: Sources) -> Sequence[Tensor]:
-        if sources.increment is not None:
-            return (sources.increment,)
+        if sources.mark is not None:
+            return (sources.mark,)
         taken = sources.values
-        return (increment(at.h, self._b, taken),) if all(i in taken for i, _ in self._b) else ()
+        return (weighted_sum(self._b, taken)[1],) if all(i in taken for i, _ in self._b) else ()
 
     def tangent(self, system: System, at: Interval, sources: Sources, y_dot: Tensor, theta_dot: Any) -> Tensor:
         assert sources.graph is None

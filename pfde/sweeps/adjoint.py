@@ -27,12 +27,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..history.exact import ExactConvolution
 from ..schemes.base import Stage, StepAdjoint, StepData, linearised
 from ..system.base import System, add_scaled
 from ..system.profile import event
+from ..system.sums import LongSum
 from .discretisation import Discretisation
 from .marks import Marks
 from .trajectory import Trajectory
@@ -78,13 +80,13 @@ class AdjointSweep:
         self._scheme = self._discretisation.scheme
         self._history = self._discretisation.operator.adjoint(trajectory.cotangent_rows(), alpha=alpha)
         self._predictors: _Predictors | None = None
-        zero = trajectory.y0.new_zeros(trajectory.y0.shape)
-        self._y0_bar = zero
-        self._slope_bar = None if trajectory.slope is None else zero.clone()
-        self._alpha_bar = zero.clone() if alpha else None
-        self._h_bar = zero.clone() if h else None
+        y0 = trajectory.y0
+        self._y0_bar = LongSum(y0)
+        self._slope_bar = None if trajectory.slope is None else LongSum(y0)
+        self._alpha_bar = LongSum(y0) if alpha else None
+        self._h_bar = LongSum(y0) if h else None
         # sum_n sigma'_n r_bar_n, to be multiplied by F_0
-        self._slope_dot_bar = zero.clone() if alpha and trajectory.slope is not None else None
+        self._slope_dot_bar = LongSum(y0) if alpha and trajectory.slope is not None else None
         self._events = event("FDEAdjoint"), event("FDEHistory")
         self.marks: Marks | None = None
 
@@ -110,12 +112,14 @@ class AdjointSweep:
             self._add_alpha(n, step, None if at.last else x_bars[1])
         if self._h_bar is not None:
             self._add_h(at, stage, step)
+        y0_bar = self._y0_bar.term()
         if x_bar is not None and self._scheme.form == "derivative":
-            self._y0_bar.sub_(x_bar)
+            y0_bar.sub_(x_bar)
+        slope_bar = None if self._slope_bar is None else self._slope_bar.term()
         for c, r_bar in enumerate(step.r_bar):
-            self._y0_bar.add_(r_bar)
-            if self._slope_bar is not None:
-                self._discretisation.weights.add_start(c, n, self._slope_bar, r_bar)
+            y0_bar.add_(r_bar)
+            if slope_bar is not None:
+                self._discretisation.weights.add_start(c, n, slope_bar, r_bar)
         self._history.push(n, step.r_bar)
 
     def _again(self, at: StepData, stage: Stage, factor: float) -> list[Tensor]:
@@ -138,55 +142,57 @@ class AdjointSweep:
 
     def _add_alpha(self, n: int, step: StepAdjoint, z: Tensor | None) -> None:
         assert self._alpha_bar is not None
-        weights_dot = self._discretisation.weights_dot
+        weights_dot, alpha_bar = self._discretisation.weights_dot, self._alpha_bar.term()
         if z is not None:
             assert step.x is not None
-            self._alpha_bar.addcmul_(z, step.x)
+            alpha_bar.addcmul_(z, step.x)
         if step.w_bar is not None:
-            add_scaled(self._alpha_bar, weights_dot.local(n), step.w_bar)
+            add_scaled(alpha_bar, weights_dot.local(n), step.w_bar)
         if self._slope_dot_bar is not None:
+            slope_dot_bar = self._slope_dot_bar.term()
             for c, r_bar in enumerate(step.r_bar):
-                weights_dot.add_start(c, n, self._slope_dot_bar, r_bar)
+                weights_dot.add_start(c, n, slope_dot_bar, r_bar)
 
     def _add_h(self, at: StepData, stage: Stage, step: StepAdjoint) -> None:
         assert self._h_bar is not None
+        h_bar = self._h_bar.term()
         if self._scheme.form == "derivative":
             assert step.w_bar is not None
-            add_scaled(self._h_bar, at.w, step.w_bar)
+            add_scaled(h_bar, at.w, step.w_bar)
             return
         for r_bar, y in zip(step.r_bar, (stage.y, stage.predictor), strict=False):
             assert y is not None
-            self._h_bar.addcmul_(r_bar, y - self._trajectory.y0)
+            h_bar.addcmul_(r_bar, y - self._trajectory.y0)
 
     def _finish_h(self) -> float | None:
         if self._h_bar is None:
             return None
+        h_bar = self._h_bar.total()
         if self._slope_bar is not None and self._scheme.form == "derivative":
             assert self._trajectory.slope is not None
-            self._h_bar.addcmul_(self._slope_bar, self._trajectory.slope)
+            h_bar = torch.addcmul(h_bar, self._slope_bar.total(), self._trajectory.slope.to(h_bar))
         orders = self._discretisation.orders
-        return float(orders.alpha @ orders.collect(self._h_bar)) / self._discretisation.grid.h
+        return float(orders.alpha @ orders.collect(h_bar)) / self._discretisation.grid.h
 
     def finish(self) -> Cotangents:
         """The gradient, once all steps are reversed."""
-        trajectory, y0_bar = self._trajectory, self._y0_bar
+        trajectory, y0_bar = self._trajectory, self._y0_bar.term()
         if 0 in self._y_bar:
             y0_bar.add_(self._y_bar[0])
         if self._slope_bar is not None:
             f = linearised(self._system, self._discretisation.at(0), trajectory.initial_stage())
-            y0_bar.add_(f.vjp(self._slope_bar, self._theta_bar))
+            y0_bar.add_(f.vjp(self._slope_bar.total().to(y0_bar.dtype), self._theta_bar))
             if self.marks is not None:
-                at = self._discretisation.at(0)
-                self.marks.compare(
-                    0, (f.value,), lambda factor: [self._system.evaluate(0, at.t, factor * trajectory.y0)]
-                )
+                t0, y0 = self._discretisation.grid.t0, trajectory.y0
+                self.marks.compare(0, (f.value,), lambda factor: [self._system.evaluate(0, t0, factor * y0)])
+        y0_bar = self._y0_bar.total().to(y0_bar.dtype)
         if self._alpha_bar is None:
             return Cotangents(y0_bar, None, self._finish_h())
+        alpha_bar = self._alpha_bar.total()
         if self._slope_dot_bar is not None:
             assert trajectory.slope is not None
-            self._alpha_bar.addcmul_(self._slope_dot_bar, trajectory.slope)
-        alpha_bar = self._discretisation.orders.collect(self._alpha_bar)
-        return Cotangents(y0_bar, alpha_bar, self._finish_h())
+            alpha_bar = torch.addcmul(alpha_bar, self._slope_dot_bar.total(), trajectory.slope.to(alpha_bar))
+        return Cotangents(y0_bar, self._discretisation.orders.collect(alpha_bar), self._finish_h())
 
 
 class _Predictors:

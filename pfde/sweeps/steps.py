@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConvergenceError, StepLimitError
-from ..schemes.one_step import Interval, Step, combine
+from ..schemes.one_step import Interval, Step, combine, no_carry
 from ..system.base import System
 from ..system.profile import event
 from .control import Controller
@@ -65,6 +65,7 @@ class StepSweep:
         self._event = event("FDEForward")
         self._longest = 0.0 if controller is None else controller.limits.max_step
         self._slope: Tensor | None = None  # f(t_n, y_n), where it is known
+        self._carry = no_carry(record.y0)  # what y_n lacks of its sum
         self._h = 0.0
         self.witness: Callable[[int, Tensor], None] | None = None
         self.marks: Marks | None = None
@@ -111,7 +112,8 @@ class StepSweep:
     def _take(self, at: Interval, y: Tensor) -> Step:
         rows, out = self.record.memory(at.n)
         keep = self._graph and self.record.keeps(at.n)
-        return self._scheme.step(self._system, at, y, first=self._slope, keep=keep, rows=rows, out=out)
+        first, carry = self._slope, self._carry
+        return self._scheme.step(self._system, at, y, first=first, keep=keep, rows=rows, out=out, carry=carry)
 
     def _find(self, y: Tensor) -> tuple[Interval, Step] | None:
         """The next step that the error estimate accepts. Raises StepLimitError."""
@@ -193,7 +195,7 @@ class StepSweep:
             step = self._scheme.complete(self._system, at, step, dense=True, keep=self._graph)
         self.record.record(at.n, step, dense=dense)
         self._slope = self._scheme.reusable_slope(step) if self._reuse else None
-        self.n, self.y = at.n, step.y
+        self.n, self.y, self._carry = at.n, step.y, step.carry
         if self.marks is not None:
             self.marks.keep(at.n, self._scheme.marked(step))
         if watch is not None and ends:
@@ -215,7 +217,7 @@ class StepSweep:
 
     def snapshot_bytes(self) -> tuple[int, int, int]:
         """Bytes of a snapshot, at every step the same."""
-        return self.y.numel() * self.y.element_size(), 1, 0
+        return (1 + (self._carry is not None)) * self.y.numel() * self.y.element_size(), 1, 0
 
     @property
     def workspace_bytes(self) -> int:
@@ -224,8 +226,10 @@ class StepSweep:
 
     def snapshot(self) -> dict[str, Tensor]:
         """What `restore` needs: a view, valid until the next step."""
-        return {"y": self.y}
+        return {"y": self.y} if self._carry is None else {"y": self.y, "carry": self._carry}
 
     def restore(self, n: int, state: dict[str, Tensor]) -> None:
         """Go on behind step n, whose snapshot this was."""
         self.n, self.y, self._slope = n, state["y"].clone(), None
+        if self._carry is not None:
+            self._carry = state["carry"].clone()

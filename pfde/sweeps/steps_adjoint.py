@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..schemes.one_step import Interval, Sources, accumulate, inner
+from ..schemes.one_step import Interval, Sources, accumulate, add_lost, inner, no_carry
 from ..system.base import System
 from ..system.profile import event
 from .marks import Marks
@@ -46,6 +46,7 @@ class StepAdjointSweep:
         self._record, self._system, self._outputs, self._y_bar = record, system, outputs, y_bar
         self._theta_bar, self._wants_times = theta_bar, times
         self._lam: Tensor | None = None
+        self._carry: Tensor | None = None  # what lambda_n lacks of its sum
         self.t_bar = [0.0] * len(record.times.anchors)
         self._event = event("FDEAdjoint")
         self.marks: Marks | None = None
@@ -76,12 +77,21 @@ class StepAdjointSweep:
         lam = self._y_bar.new_zeros(self._y_bar.shape[1]) if self._lam is None else self._lam
         sources = record.sources(self._system, at, dense=bool(inside))
         sources.remember = self.marks is not None or (self._wants_times and bool(inside))
-        bars = scheme.adjoint(self._system, at, sources, lam, slope_bars, self._theta_bar, times=self._wants_times)
+        bars = scheme.adjoint(
+            self._system,
+            at,
+            sources,
+            lam,
+            slope_bars,
+            self._theta_bar,
+            times=self._wants_times,
+            carry=no_carry(lam) if self._lam is None else self._carry,
+        )
         if self.marks is not None:
             self.marks.compare(at.n, scheme.marked_again(at, sources), lambda factor: self._again(at, factor))
-        self._lam = bars.y
+        self._lam, self._carry = bars.y, bars.carry
         for index, _ in inside:
-            self._lam.add_(self._y_bar[index])
+            self._add(self._y_bar[index])
         if self._wants_times:
             t_bar, h_bar = self._place(at, sources, inside)
             record.times.pull(self.t_bar, at.n, bars.t + t_bar, bars.h + h_bar)
@@ -105,7 +115,10 @@ class StepAdjointSweep:
         return t_bar, h_bar
 
     def _add(self, y_bar: Tensor) -> None:
-        self._lam = y_bar.clone() if self._lam is None else self._lam.add_(y_bar)
+        if self._lam is None:
+            self._lam, self._carry = y_bar.clone(), no_carry(y_bar)
+        else:
+            self._lam, self._carry = add_lost(self._lam, [y_bar], self._carry)
 
     def finish(self) -> Tensor:
         """The cotangent of y_0, (d,), once all steps are reversed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..schemes.one_step import OneStep
+from ..schemes.one_step import OneStep, no_carry
 from ..system.base import System
 from .outputs import Outputs, on_graph
 from .times import StepTimes
@@ -22,13 +22,14 @@ def backprop_steps(
 
     `system` evaluates f on the graph (`system.torch_system.GraphSystem`).
     """
-    y, found = y0, {output.i: y0 for output in outputs.by_step.get(0, ())}
+    y, carry = y0, no_carry(y0.detach())
+    found = {output.i: y0 for output in outputs.by_step.get(0, ())}
     for n in range(1, times.steps + 1):
         at = times.interval(n) if t is None else times.on_graph(n, t)
-        step = scheme.step(system, at, y)
+        step = scheme.step(system, at, y, carry=carry)
         inside = [output for output in outputs.by_step.get(n, ()) if output.theta is not None]
         if inside:
             step = scheme.complete(system, at, step, dense=True)
         found |= on_graph(outputs, scheme, at, y, step, None if times.open_end else t)
-        y = step.y
+        y, carry = step.y, step.carry
     return torch.stack([found[i] for i in range(outputs.reached)])

@@ -9,13 +9,20 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .reached import finish
+from .sums import BLOCK, wider
 
 
 class ParameterBar:
-    """The cotangents of a sequence of parameters, summed in place; None where nothing arrived."""
+    """The cotangents of a sequence of parameters, summed in place; None where nothing arrived.
+
+    A sweep over N steps of s stages adds s N products: long sums (`sums`), those of half precision in single.
+    """
 
     def __init__(self, count: int) -> None:
-        self.bars: list[Tensor | None] = [None] * count
+        self._block: list[Tensor | None] = [None] * count
+        self._whole: list[Tensor | None] = [None] * count  # of the blocks before, in float64
+        self._dtypes: list[torch.dtype | None] = [None] * count
+        self._terms = 0
         self.first = self.rate = 0.0  # the cotangents of t_0 and h, in t_n = t_0 + n h, through f's argument t
         self.time = 0.0  # that of f's argument t in the last product
         self.outside: dict[GradientEdge, Tensor] = {}  # at the borders of graphs that f did not make
@@ -42,14 +49,38 @@ class ParameterBar:
 
     def add(self, bars: Sequence[Tensor | None]) -> None:
         """Add one cotangent for each parameter; None adds nothing."""
+        if self._terms == BLOCK:
+            self._fold()
+        self._terms += 1
         sums, terms = [], []
-        for i, (total, bar) in enumerate(zip(self.bars, bars, strict=True)):
+        for i, (total, bar) in enumerate(zip(self._block, bars, strict=True)):
             if bar is None:
                 continue
             if total is None:
-                self.bars[i] = bar.clone()  # autograd may have handed out a view of the incoming cotangent
+                # a copy: autograd may have handed out a view of the incoming cotangent
+                self._block[i] = bar.to(torch.promote_types(bar.dtype, torch.float32), copy=True)
+                self._dtypes[i] = bar.dtype
             else:
                 sums.append(total)
                 terms.append(bar)
         if sums:
             torch._foreach_add_(sums, terms)
+
+    def _fold(self) -> None:
+        """Add the blocks of narrow parameters to what came before."""
+        self._terms = 0
+        for i, block in enumerate(self._block):
+            if block is None or block.dtype == (wide := wider(block.dtype)):
+                continue
+            whole = self._whole[i]
+            self._whole[i] = block.to(wide) if whole is None else whole.add_(block)
+            self._block[i] = None
+
+    @property
+    def bars(self) -> list[Tensor | None]:
+        """The sums, in the parameters' dtypes."""
+        found: list[Tensor | None] = []
+        for whole, block, dtype in zip(self._whole, self._block, self._dtypes, strict=True):
+            total = block if whole is None else whole if block is None else whole + block
+            found.append(None if total is None else total.to(dtype))
+        return found

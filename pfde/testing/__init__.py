@@ -26,7 +26,7 @@ from torch import Tensor
 from ..gradients import Backprop, Discrete
 from ..history import Bounded, Exact
 from .case import Case, Func, Loss, random_like, rows_of
-from .report import GradientErrors, Report, TaylorSlopes
+from .report import SLOPE_TOLERANCE, GradientErrors, Report, TaylorSlopes
 
 __all__ = ["GradientErrors", "Report", "TaylorSlopes", "dot_product_error", "gradient_error", "taylor_slopes", "verify"]
 
@@ -141,13 +141,19 @@ def taylor_slopes(
     TaylorSlopes : log2 of the ratios of successive remainders
 
     NOTE 1. The default first_step is eps^(1/4), 1.2e-4 in float64: the second remainder, of the order e^2, then lies
-    1e7 above the rounding of J, and terms of the order e^3 bend the rate by 1e-4. In float32 (0.02) the
-    two leave no room for a rate within 0.02: convert the model to double for this test.
+    1e7 above the rounding of J, and terms of the order e^3 bend the rate by 1e-4. In float32 (0.02) it lies 1e3 above,
+    and falls to it within a few halvings. So the rounding r of J is measured, as the remainder at lengths of a few eps,
+    where nothing else is left of it, and a rate between the remainders R and R' may be off by
+
+        0.02 + 2 e + (r / R + r / R') / ln 2,
+
+    the second for the next order, the third for r. A remainder below 4 r is rounding, and tells no rate; then the
+    gradient is right to 4 r / e. A gradient wrong by a part d leaves d e, of rate 1, as long as that is above r.
 
     NOTE 2. A Taylor test may mislead (compare the verification module of tlm_adjoint, doi:10.1137/18M1209465).
     It passes with a gradient that is wrong by less than e, or wrong across u only; so use it beside
     `gradient_error`, not in its place. It fails with a right gradient where J is not twice differentiable (a ReLU kink
-    between p and p + e u), where J is affine along u (nothing remains but rounding), where a second derivative is far
+    between p and p + e u), where a second derivative is far
     above or below the size of J (give another first_step), and where func draws random numbers or carries state.
     """
     case = Case(func, y0, t, alpha, method, step_size, history, params, options, loss, seed)
@@ -162,14 +168,19 @@ def taylor_slopes(
     for group, directions in zip(case.groups(), u, strict=True):
         _scale(directions, math.hypot(*(float(x.norm()) for x in group)) or 1.0)
     bars = case.gradient(gradient or Discrete())
-    slope = sum(
-        _dot(b, d) for bar, directions in zip(bars, u, strict=True) for b, d in zip(bar, directions, strict=True)
-    )
-    start = case.value(u, 0.0)
+    start, eps = case.value(u, 0.0), torch.finfo(case.dtype).eps
+
+    def look(step: float) -> tuple[float, float]:
+        """The two remainders at a length."""
+        difference = case.value(u, step) - start
+        moved = case.moves(u, step)  # what e u is, once it is added to p and rounded
+        slope = sum(_dot(b, d) for bar, group in zip(bars, moved, strict=True) for b, d in zip(bar, group, strict=True))
+        return abs(difference), abs(difference - slope)
+
+    noise = max(eps * abs(start), 2 * max(look(eps * 2**k)[1] for k in range(3, 7)))
     steps = [e / 2**k for k in range(halvings + 1)]
-    differences = [case.value(u, step) - start for step in steps]
-    first = [abs(d - step * slope) for d, step in zip(differences, steps, strict=True)]
-    return TaylorSlopes(_rates([abs(d) for d in differences]), _rates(first))
+    zeroth, first = zip(*map(look, steps), strict=True)
+    return TaylorSlopes(_rates(zeroth), _rates(first), _allowed(zeroth, steps, noise), _allowed(first, steps, noise))
 
 
 def verify(
@@ -190,7 +201,7 @@ def verify(
     """Run the whole battery on a model; the report says what was measured, and `report.passed` whether all is well.
 
     Arguments as in `gradient_error`. Allowed: 4500 eps against autograd (1e-12 in float64, 5e-4 in float32),
-    50 eps sqrt(N) in the dot product, slopes within 0.02 (which float32 does not resolve: see `taylor_slopes`).
+    50 eps sqrt(N) in the dot product, slopes within 0.02 and what the dtype's rounding does to them (`taylor_slopes`).
 
     Examples
     --------
@@ -237,6 +248,14 @@ def _relative_error(measured: list[Tensor], reference: list[Tensor]) -> float:
     return distance / (math.hypot(*(float(b.double().norm()) for b in reference)) or 1.0)
 
 
-def _rates(remainders: list[float]) -> tuple[float, ...]:
+def _rates(remainders: Sequence[float]) -> tuple[float, ...]:
     """log2 of successive ratios; NaN where a remainder is zero."""
     return tuple(math.log2(a / b) if a > 0 and b > 0 else math.nan for a, b in pairwise(remainders))
+
+
+def _allowed(remainders: Sequence[float], steps: Sequence[float], noise: float) -> tuple[float, ...]:
+    """How far each rate may be off; infinity where a remainder is nothing but rounding."""
+    return tuple(
+        math.inf if min(a, b) <= 4 * noise else SLOPE_TOLERANCE + 2 * e + (noise / a + noise / b) / math.log(2)
+        for a, b, e in zip(remainders, remainders[1:], steps, strict=False)
+    )

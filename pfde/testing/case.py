@@ -123,6 +123,13 @@ class Case:
         with torch.no_grad(), _moved(self.parameters, u[1], e):
             return float(self.functional(self.solve(y0, alpha, Discrete())))
 
+    def moves(self, u: list[list[Tensor]], e: float) -> list[list[Tensor]]:
+        """What `value` adds to p, by group: e u, rounded as p + e u is."""
+        return [
+            [(x + e * d) - x for x, d in zip(group, directions, strict=True)]
+            for group, directions in zip(self.groups(), u, strict=True)
+        ]
+
     def tangent(self, y0_dot: list[Tensor], theta_dot: list[Tensor], alpha_dot: list[Tensor]) -> Tensor:
         """y' u at the outputs, (T, d)."""
         flat, flat_dot = (torch.cat([_real(x).reshape(-1) for x in parts]) for parts in (self.y0, y0_dot))
