@@ -70,8 +70,7 @@ class EventSearch:
         start = self.t0.double()
         if not (far - float(start.detach())) * self.direction > 0:
             raise ValueError(
-                f"t_max must be given for t0={float(start.detach()):g}, which is beyond where a search without it ends, "
-                f"{far:g}"
+                f"t_max must be given for t0={float(start.detach()):g}, beyond where a search without it ends, {far:g}"
             )
         return torch.stack([start, start.new_tensor(far)])
 
@@ -86,8 +85,8 @@ class EventSearch:
         times[1] = times[0] + self.direction * steps * h
         if not math.isfinite(times[1] - times[0]) or times[1] == times[0]:
             raise ValueError(
-                f"step_size={h:g} is too {'small' if times[1] == times[0] else 'large'} for t0={times[0]:g} in float64: "
-                f"{steps} steps, the most that are taken, end at {times[1]:g}"
+                f"step_size={h:g} is too {'small' if times[1] == times[0] else 'large'} for t0={times[0]:g} in "
+                f"float64: {steps} steps, the most that are taken, end at {times[1]:g}"
             )
         return (steps,)
 
