@@ -34,7 +34,7 @@ Loss = Callable[[Any], Tensor]
 
 
 def _distinct(times: list[float]) -> list[float]:
-    """The times. Raises ValueError where one is repeated, or alone: the tangent is that of steps with one output each."""
+    """The times. Raises ValueError where one is repeated, or alone: the tangent has one output at each."""
     if distinct(times).rows is not None or len(times) == 1:
         raise ValueError(f"t must have two or more times, all different, to verify a gradient: got {times[:8]}")
     return times
