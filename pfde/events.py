@@ -71,8 +71,7 @@ class EventSearch:
         start = self.t0.double()
         if not (far - float(start.detach())) * self.direction > 0:
             raise ValueError(
-                f"t_max must be given for t0={float(start.detach()):g}, which is beyond where a search without it "
-                f"ends, {far:g}"
+                f"t_max must be given for t0={float(start.detach()):g}, beyond where a search without it ends, {far:g}"
             )
         return torch.stack([start, start.new_tensor(far)])
 

@@ -18,11 +18,12 @@ from .solving import LEAST_STEPS, solve_history
 _Given = tuple[Tensor | int, ...] | None  # params= of a block; a number is a place in the registered ones
 
 
-def _register(block: nn.Module, func: Callable[[Tensor, Any], Any], params: Iterable[Tensor] | None) -> _Given:
+def _register(block: nn.Module, func: Callable[[Tensor, Any], Any], params: Sequence[Tensor] | None) -> _Given:
     """Make the nn.Parameters of params=, beyond func's own, the block's, as `params.0`, `params.1`, ..."""
     if params is None:
         return None
-    params = tuple(params)  # an iterator would serve one call only
+    if isinstance(params, Iterable) and not isinstance(params, Tensor | nn.Module):
+        params = tuple(params)  # an iterator would serve one call only
     check_parameters(func, params)
     own = {id(p) for p in func.parameters()} if isinstance(func, nn.Module) else set()
     found = list({id(p): p for p in params if isinstance(p, nn.Parameter) and id(p) not in own}.values())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import pfde
+import pfde.testing
 
 D = torch.float64
 
@@ -150,3 +151,13 @@ def test_solve_with_a_history_or_a_tensor_of_orders_has_one() -> None:
         pfde.solve(decay, start(), t, 0.5, rtol=1e-3)
     with pytest.raises(ValueError, match=r"alpha must be the number 1 for method 'rk4'.*got array"):
         pfde.solve(decay, start(), t, np.array([0.5, 1.0, 1.0]), method="rk4")
+
+
+@pytest.mark.parametrize("method", ["trapezoid", "rk4"])
+def test_what_is_verified_moves(method: str) -> None:
+    alpha = 0.5 if method == "trapezoid" else 1.0
+    for times in ([0.0], [0.0, 0.5, 0.5]):
+        with pytest.raises(ValueError, match="t must have two or more times, all different"):
+            pfde.testing.verify(decay, start(), torch.tensor(times, dtype=D), alpha, method=method)
+    with pytest.raises(ValueError, match="y0 must have entries to verify a gradient"):
+        pfde.testing.verify(decay, start()[:0], torch.tensor([0.0, 1.0], dtype=D), alpha, method=method)

@@ -19,6 +19,7 @@ from ..ordinary_arguments import check_monotone, check_ode_method, check_pieces
 from ..ordinary_problem import Accuracy, OrdinaryProblem
 from ..petsc_options import solver_options
 from ..problem import Problem
+from ..repeats import distinct, require_entries
 from ..solving import is_ordinary, require_ordinary, solve
 from ..sweeps.control import Limits
 from ..sweeps.tangent import tangent_sweep
@@ -30,6 +31,13 @@ from ..system.torch_function import TorchFunction
 
 Func = Callable[[Tensor, Any], Any]
 Loss = Callable[[Any], Tensor]
+
+
+def _distinct(times: list[float]) -> list[float]:
+    """The times. Raises ValueError where one is repeated, or alone: the tangent has one output at each."""
+    if distinct(times).rows is not None or len(times) == 1:
+        raise ValueError(f"t must have two or more times, all different, to verify a gradient: got {times[:8]}")
+    return times
 
 
 class Case:
@@ -56,6 +64,7 @@ class Case:
         self.func, self.t, self.loss, self.seed = func, torch.as_tensor(t), loss, seed
         self.history, self.options = history, options
         self.layout, flat = check_state(y0)
+        require_entries(self.layout, "to verify a gradient")
         self.y0 = [part.detach() for part in (y0 if self.layout.is_tuple else (y0,))]
         self.dtype = flat.dtype
         self.parameters = check_parameters(func, params)
@@ -66,7 +75,7 @@ class Case:
         if is_ordinary(method):
             require_ordinary(alpha, history, method)
             self._one_step = check_ode_method(method)
-            times = check_monotone(self.t)
+            times = _distinct(check_monotone(self.t))
             pieces = check_pieces(times, step_size, self._one_step)
             if pieces is None:
                 raise ValueError(
@@ -76,7 +85,7 @@ class Case:
             self.steps = self._times.steps
         else:
             self.scheme = check_method(method)
-            self.grid, self.outputs = check_grid(check_times(self.t), step_size, self.scheme)
+            self.grid, self.outputs = check_grid(_distinct(check_times(self.t)), step_size, self.scheme)
             order, self.group = check_alpha(alpha, self.layout, flat.device)
             self.alpha, self.steps = order.detach().double(), self.grid.steps
 
