@@ -235,12 +235,12 @@ def solve_ode(
     if moving is not None and torch.is_grad_enabled():
         y = repeats.move(y, moving, slope_of(problem.make_function(problem.func, flat, None, None)))
     limit = problem.found.get("limit")
-    reached = t[: len(y[0] if problem.layout.is_tuple else y)] if limit is not None else t
-    return Solution(reached, y, problem.stats, "completed" if limit is None else "limit")
+    reached = t[: len(y)] if limit is not None else t
+    return Solution(reached, problem.layout.finish(y), problem.stats, "completed" if limit is None else "limit")
 
 
-def _differentiable(problem: OrdinaryProblem, y0: Tensor, t: Tensor | None, needed: bool) -> Any:
-    """y at the output times, in the user's shapes, with whatever graph is called for."""
+def _differentiable(problem: OrdinaryProblem, y0: Tensor, t: Tensor | None, needed: bool) -> Tensor:
+    """y at the output times, (T, d) or (T, *shape), with whatever graph is called for."""
     function = problem.make_function(problem.func, y0, None, None)
     if torch.is_grad_enabled():
         problem = look(problem, function, y0, problem.times[0])

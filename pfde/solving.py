@@ -243,8 +243,8 @@ def solve_history(
     return Solution(t, problem.layout.finish(repeats.expand(y)), problem.stats, "completed")
 
 
-def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Any:
-    """y at the output steps, in the user's shapes, with whatever graph is called for."""
+def _differentiable(problem: Problem, alpha: Tensor, y0: Tensor, ends: Tensor | None, needed: bool) -> Tensor:
+    """y at the output steps, (T, d) or (T, *shape), with whatever graph is called for."""
     if torch.is_grad_enabled():
         problem = look(problem, problem.function(y0), y0, problem.grid.t0)
     if not needed:
