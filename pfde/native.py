@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from .errors import ConvergenceError, PfdeError
-from .native_callbacks import Clock, Counter, Functions, ParameterProducts, Products, StateProducts, real, unreal
+from .native_callbacks import Clock, Functions, ParameterProducts, Products, StateProducts
+from .native_function import Counter, real, unreal
 from .native_setting import NativeSetting, own_options, snapshot_options
 from .petsc_options import private_prefix
 from .system.base import Failure

@@ -17,34 +17,18 @@ size, PostStep takes the outputs. A segment's share of the steps is given to TSA
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import ConvergenceError, NonFiniteError
-from .native_setting import NativeSetting, Stats
+from .errors import ConvergenceError
+from .native_function import Counter, Linear, Part
+from .native_setting import NativeSetting
 from .system.base import Failure
-from .system.reached import Reached
 from .system.start import PETSc
 from .system.vectors import load, read, write
-
-
-class Counter:
-    """The counts of one run; `phase` says where an evaluation belongs."""
-
-    def __init__(self, stats: Stats, phase: str) -> None:
-        self._stats, self.phase = stats, phase
-
-    def add_evaluation(self) -> None:
-        """Count one call of func."""
-        name = f"nfe_{self.phase}"
-        setattr(self._stats, name, getattr(self._stats, name) + 1)
-
-    def add_linear(self, ksp: PETSc.KSP, _b: PETSc.Vec, _x: PETSc.Vec) -> None:
-        """Count the iterations of a linear solve that has ended."""
-        self._stats.linear_iterations += ksp.getIterationNumber()
 
 
 class Clock:
@@ -129,15 +113,15 @@ class Functions:
 
     def __init__(self, setting: NativeSetting, counter: Counter, failure: Failure) -> None:
         func, self._failure, self._peers = setting.func, failure, setting.peers
-        self.explicit: _Part | None = None
-        self.implicit: _Part | None = None
+        self.explicit: Part | None = None
+        self.implicit: Part | None = None
         if setting.method.family == "arkimex" and hasattr(func, "stiff") and hasattr(func, "nonstiff"):
-            self.explicit = _Part(setting, func.nonstiff, counter, "func.nonstiff")
-            self.implicit = _Part(setting, func.stiff, counter, "func.stiff")
+            self.explicit = Part(setting, func.nonstiff, counter, "func.nonstiff")
+            self.implicit = Part(setting, func.stiff, counter, "func.stiff")
         elif setting.method.implicit:
-            self.implicit = _Part(setting, func, counter, "func")
+            self.implicit = Part(setting, func, counter, "func")
         else:
-            self.explicit = _Part(setting, func, counter, "func")
+            self.explicit = Part(setting, func, counter, "func")
 
     def rhs_function(self, ts: PETSc.TS, s: float, u: PETSc.Vec, g: PETSc.Vec) -> None:
         """g = explicit(s, u)."""
@@ -182,7 +166,7 @@ class Functions:
         self._fill(ts, self.implicit, s, u, mat, 0.0, -1.0)
 
     def _fill(
-        self, ts: PETSc.TS, part: _Part | None, s: float, u: PETSc.Vec, mat: PETSc.Mat, shift: float, factor: float
+        self, ts: PETSc.TS, part: Part | None, s: float, u: PETSc.Vec, mat: PETSc.Mat, shift: float, factor: float
     ) -> None:
         products: Products = mat.getPythonContext()
         products.at = None  # so that a failure leaves no other state's
@@ -201,126 +185,6 @@ class Functions:
         return self._peers.call(function, s, load(u, torch.float64))
 
 
-class _Part:
-    """func(t, y), or a part of it, on flat states in s = sign t: sign func(sign s, y), counted and checked."""
-
-    def __init__(self, setting: NativeSetting, func: Callable[[Tensor, Any], Any], counter: Counter, name: str) -> None:
-        self._func, self._layout, self._counter, self._name = func, setting.layout, counter, name
-        self._sign, self._dtype, self._device = setting.sign, setting.dtype, setting.device
-        self._parameters, self._autocast = setting.parameters, setting.autocast
-        self._casts = setting.autocast.enabled or setting.layout.narrow is not None
-
-    def value(self, s: float, u: Tensor) -> Tensor:
-        """f without a graph. Raises NonFiniteError."""
-        with torch.no_grad():
-            return self._sign * self._evaluate(s, u.to(self._dtype))
-
-    def linearise(self, s: float, u: Tensor) -> _Linear:
-        """f's graph at (s, u)."""
-        with torch.enable_grad():
-            y = u.to(self._dtype).requires_grad_()
-            return _Linear(y, self._sign * self._evaluate(s, y), self._parameters)
-
-    def _evaluate(self, s: float, y: Tensor) -> Tensor:
-        self._counter.add_evaluation()
-        t, version = self._sign * s, y._version
-        time = torch.tensor(t, dtype=self._layout.narrow or self._dtype, device=self._device)
-        with self._autocast.active():
-            value = self._func(time, self._layout.unflatten(y))
-        value = self._layout.flatten(value, self._dtype, self._name, cast=self._casts)
-        if y._version != version:
-            raise RuntimeError(
-                f"{self._name} changed y in place at t={t:.6g}: write y = y + ... instead of y += ... in it"
-            )
-        # A finite sum has finite terms, an infinite one may merely have overflowed.
-        if not math.isfinite(value.detach().sum().item()) and not bool(torch.isfinite(value).all()):
-            raise NonFiniteError(
-                f"{self._name} returned NaN or inf at t={t:.6g}: reduce step_size, use an implicit method for stiff "
-                "problems, or check func and its parameters"
-            )
-        return value
-
-
-class _Linear:
-    """f at one (s, y) with the graph of its evaluation: the products of J = df/dy and P = df/dtheta."""
-
-    def __init__(self, y: Tensor, out: Tensor, parameters: tuple[Tensor, ...]) -> None:
-        self._y, self._out, self._parameters = y, out, parameters
-        self._dual: tuple[Tensor, Tensor | None] | None = None  # w and J^T w as a function of it
-        self._reached = not out.requires_grad  # whether all leaves of the graph are known to be inputs
-
-    def state_vjp(self, v: Tensor) -> Tensor:
-        """J^T v."""
-        (bar,) = self._vjp((self._y,), v)
-        return torch.zeros_like(v) if bar is None else bar
-
-    def parameter_vjp(self, v: Tensor) -> Tensor:
-        """P^T v, all parameters in one vector of doubles."""
-        bars = self._vjp(self._parameters, v)
-        pairs = zip(bars, self._parameters, strict=True)
-        return _pack([torch.zeros_like(p) if bar is None else bar for bar, p in pairs], v)
-
-    def state_jvp(self, v: Tensor) -> Tensor:
-        """J v: the derivative of w -> J^T w along v, which does not depend on w."""
-        if self._dual is None:
-            w, (bar,) = self._transpose((self._y,))
-            self._dual = w, bar
-        w, bar = self._dual
-        return _along(w, [bar], [v])
-
-    def parameter_jvp(self, theta_dot: Tensor) -> Tensor:
-        """P theta_dot, for all parameters in one vector."""
-        parts = torch.split(theta_dot, [real(p).numel() for p in self._parameters])
-        w, bars = self._transpose(self._parameters)
-        return _along(w, bars, [unreal(part, p) for part, p in zip(parts, self._parameters, strict=True)])
-
-    def _vjp(self, inputs: tuple[Tensor, ...], v: Tensor) -> Sequence[Tensor | None]:
-        if not self._reached:
-            Reached(self._parameters).require((self._out,), 0, self._y)
-            self._reached = True
-        if not inputs or not self._out.requires_grad:
-            return [None] * len(inputs)
-        return torch.autograd.grad(self._out, inputs, v, retain_graph=True, allow_unused=True)
-
-    def _transpose(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor | None]]:
-        with torch.enable_grad():
-            w = torch.zeros_like(self._out, requires_grad=True)
-            if not inputs or not self._out.requires_grad:
-                return w, [None] * len(inputs)
-            return w, torch.autograd.grad(self._out, inputs, w, create_graph=True, allow_unused=True)
-
-
-def _along(w: Tensor, bars: Sequence[Tensor | None], tangents: Sequence[Tensor]) -> Tensor:
-    """The derivative of w -> sum_i <bar_i(w), tangent_i>."""
-    pairs = [(b, dot) for b, dot in zip(bars, tangents, strict=True) if b is not None and b.requires_grad]
-    if not pairs:
-        return torch.zeros_like(w, requires_grad=False)
-    outputs, dots = zip(*pairs, strict=True)
-    (out,) = torch.autograd.grad(outputs, w, dots, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(w, requires_grad=False) if out is None else out
-
-
-def real(p: Tensor) -> Tensor:
-    """The real numbers of a tensor."""
-    return torch.view_as_real(p.detach().resolve_conj()) if p.is_complex() else p
-
-
-def unreal(flat: Tensor, like: Tensor) -> Tensor:
-    """The tensor like `like` of these real numbers."""
-    if like.is_complex():
-        part = flat.to(like.device, like.real.dtype).reshape(*like.shape, 2)
-        return torch.view_as_complex(part.contiguous())
-    return flat.to(like.device, like.dtype).reshape(like.shape)
-
-
-def _pack(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """All real numbers of the tensors in one vector of doubles, on the device of `like`."""
-    if not tensors:
-        return torch.zeros(0, dtype=torch.float64, device=like.device)
-    dense = (x if x.layout == torch.strided else x.to_dense() for x in tensors)
-    return torch.cat([real(x).reshape(-1).to(like.device, torch.float64) for x in dense])
-
-
 class Products:
     """A = shift I + factor D, D a derivative of f at `at`, zero for None: the context of a Mat of type python.
 
@@ -330,7 +194,7 @@ class Products:
 
     def __init__(self, dtype: torch.dtype, failure: Failure) -> None:
         self._dtype, self._failure = dtype, failure
-        self.at: _Linear | None = None
+        self.at: Linear | None = None
         self.shift, self.factor = 0.0, 1.0
 
     def mult(self, _mat: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:

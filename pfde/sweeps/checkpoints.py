@@ -29,15 +29,9 @@ from ..system.base import System
 from ..system.peers import Peers
 from .base import Adjoint, Record
 from .base import Forward as ForwardPass
-from .marks import Marks
+from .marks import REMEDY, Marks
 
 T = TypeVar("T")
-
-_REMEDY = (
-    "func must give the same values again; between the passes change nothing that it uses in place (optimizer.step(), "
-    "p.data.copy_(), a number or a list that it reads), keep no state in it from call to call, draw random numbers "
-    "with torch's default generator only, or keep its graphs: gradient=pfde.Discrete(store='graph') or pfde.Backprop()"
-)
 
 
 class Fingerprints:
@@ -378,7 +372,7 @@ class CheckpointedSweep:
     def _another(self, n: int) -> ReplayError:
         return ReplayError(
             f"func, evaluated again for the backward pass at step {n} of {self.steps}, is not what it was in the "
-            f"forward pass: {_REMEDY}"
+            f"forward pass: {REMEDY}"
         )
 
     def _check_replay(self) -> None:
@@ -387,6 +381,6 @@ class CheckpointedSweep:
         if mismatch is not None:
             error = ReplayError(
                 f"step {mismatch} of {self.steps}, computed again for the backward pass, is not what it was in "
-                f"the forward pass: {_REMEDY}"
+                f"the forward pass: {REMEDY}"
             )
         self._peers.agree(error)

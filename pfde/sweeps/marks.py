@@ -20,6 +20,11 @@ from torch import Tensor
 
 Again = Callable[[float], Sequence[Tensor]]  # f once more, at the states times this factor
 
+REMEDY = (
+    "func must give the same values again; between the passes change nothing that it uses in place (optimizer.step(), "
+    "p.data.copy_(), a number or a list that it reads), keep no state in it from call to call, draw random numbers "
+    "with torch's default generator only, or keep its graphs: gradient=pfde.Discrete(store='graph') or pfde.Backprop()"
+)
 _FAR = 64.0  # times what moving the states by rounding changes: more is not rounding
 
 
