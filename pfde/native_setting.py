@@ -204,7 +204,7 @@ def _refuse_options(prefix: str, *, fixed: bool) -> None:
 
 def snapshot_options(prefix: str) -> dict[str, str]:
     """The options of this prefix, for a forward solve that is done again when the database may have changed."""
-    kinds = tuple(prefix + kind for kind in ("ts_", "snes_", "ksp_", "pc_"))
+    kinds = tuple(prefix + kind for kind in ("ts_", "snes_", "ksp_", "pc_", "adjoint_"))
     return {name: value for name, value in PETSc.Options().getAll().items() if name.startswith(kinds)}
 
 

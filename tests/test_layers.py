@@ -29,6 +29,7 @@ FLOOR = {
     "ts": 3,
     "native_setting": 3,
     "native_callbacks": 3.1,
+    "native_solvers": 3.15,
     "native": 3.2,
     "initial_value": 3.5,
     "problem": 4,
@@ -132,7 +133,7 @@ def test_petsc_and_mpi_appear_only_where_solves_are_driven(path):
     outside = {name for _, name, _ in imports_of(path)}
     if outside & {"petsc4py", "mpi4py"}:
         assert (
-            module_of(path) in ("driver", "petsc_options", "ts", "native", "native_callbacks", "native_setting")
+            module_of(path) in ("driver", "petsc_options", "ts", "native", "native_callbacks", "native_setting", "native_solvers")
             or part(module_of(path)) == "system"
         )
 
