@@ -4,7 +4,7 @@ A norm over the state ends Newton's method as soon as the large components are d
 the largest one is lost. So the test is made component by component, with G = M y - r - w f(t, y) at the iterate, delta
 the step that led there and eps of the model's dtype. A stage is done when for every component
 
-    |G_i| <= 8 eps (|M y|_i + |r_i| + |w f_i|)              (1) rounding in the terms of G_i alone, or
+    |G_i| <= 4 eps (|M y|_i + |r_i| + |w f_i|)              (1) rounding in the terms of G_i alone, or
     |delta_i| <= eps^(3/4) |y_i|                            (2) Newton's error is the square of its step, or underflow
 
 where (2) may serve a component only if the others have small steps too (those for which (1) holds, in the measure of
@@ -13,7 +13,7 @@ in every component: (2) also asks for tau max|delta| <= eps |y_i|. Independent s
 judged one by one. Where y itself is rounded, f changes by J times that, more than (1) where large terms cancel, in
 f_i = k (y_1 - y_2) say. No Newton step can do better, so a component is also at its floor when
 
-    |G_i| <= 8 eps |A (u y)|_i,   A = M - w J               (3)
+    |G_i| <= 4 eps |A (u y)|_i,   A = M - w J               (3)
 
 with fixed factors u of random sign and sizes from 1/2 to 3/2, an estimate of (|A| |y|)_i for one product with A. It is
 formed only when the state as a whole is done and (1), (2) are not. What no estimate sees (a function that cancels
@@ -38,7 +38,7 @@ from .peers import Peers
 from .solver_defaults import step_tolerance
 from .vectors import read
 
-_FLOOR = 8.0  # rounding errors in G_i, in units of eps
+_FLOOR = 4.0  # rounding errors in G_i, in units of eps
 _NORM = 32.0  # and in |G|
 _STALLS = 2  # iterations without progress
 _REASON = PETSc.SNES.ConvergedReason
