@@ -59,7 +59,10 @@ def test_what_newton_is_given_does_not_change_the_gradient(method, options):
 @pytest.mark.parametrize(
     "method, how",
     [
-        *(("bdf2", how) for how in (pfde.Backprop(), pfde.Discrete(store="graph"), pfde.Discrete(schedule=pfde.Revolve(1)))),
+        *(
+            ("bdf2", how)
+            for how in (pfde.Backprop(), pfde.Discrete(store="graph"), pfde.Discrete(schedule=pfde.Revolve(1)))
+        ),
         *(("cn", how) for how in (pfde.Backprop(), pfde.Symplectic(), pfde.Discrete(schedule=pfde.Revolve(1)))),
     ],
 )

@@ -133,7 +133,8 @@ def test_petsc_and_mpi_appear_only_where_solves_are_driven(path):
     outside = {name for _, name, _ in imports_of(path)}
     if outside & {"petsc4py", "mpi4py"}:
         assert (
-            module_of(path) in ("driver", "petsc_options", "ts", "native", "native_callbacks", "native_setting", "native_solvers")
+            module_of(path)
+            in ("driver", "petsc_options", "ts", "native", "native_callbacks", "native_setting", "native_solvers")
             or part(module_of(path)) == "system"
         )
 

@@ -81,7 +81,9 @@ def test_a_component_far_below_the_others_moves(method, form):
     def f(t, y):
         return torch.stack([0 * y[0], -y[1]])
 
-    both = solve(f, torch.tensor([1e5, 1e-8], dtype=torch.float64), 1.0, method, 10, torch.float64, {"fde_jacobian": form})
+    both = solve(
+        f, torch.tensor([1e5, 1e-8], dtype=torch.float64), 1.0, method, 10, torch.float64, {"fde_jacobian": form}
+    )
     alone = solve(lambda t, y: -y, torch.tensor([1e-8], dtype=torch.float64), 1.0, method, 10, torch.float64)
     assert abs(float(both[1] / alone[0]) - 1) < 1e-14
 
@@ -204,7 +206,7 @@ def test_float32_gradients_near_a_blow_up():
     for dtype in (torch.float32, torch.float64):
         b, y0 = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in ([1.0], [0.5]))
         t = torch.tensor([0.0, -1.0], dtype=dtype)
-        y = pfde.odeint(lambda t, y: -b * y * y.abs(), y0, t, method="cn", step_size=0.05, params=[b])
+        y = pfde.odeint(lambda t, y, b=b: -b * y * y.abs(), y0, t, method="cn", step_size=0.05, params=[b])
         y[-1].sum().backward()
         found[dtype] = torch.cat([y[-1].detach(), y0.grad, b.grad]).double()
     low, high = found[torch.float32], found[torch.float64]

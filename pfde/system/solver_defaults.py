@@ -37,9 +37,7 @@ def set_newton_defaults(snes: PETSc.SNES, dtype: torch.dtype, configure: Callabl
     configure(ksp)
 
 
-def adjoint_ksp(
-    comm: PETSc.Comm, prefix: str, dtype: torch.dtype, configure: Callable[[PETSc.KSP], None]
-) -> PETSc.KSP:
+def adjoint_ksp(comm: PETSc.Comm, prefix: str, dtype: torch.dtype, configure: Callable[[PETSc.KSP], None]) -> PETSc.KSP:
     """The KSP of the transposed and the tangent systems, its options read."""
     ksp = PETSc.KSP().create(comm)
     ksp.setOptionsPrefix(prefix)

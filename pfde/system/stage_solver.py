@@ -98,8 +98,8 @@ class StageSolver:
         reason = self._snes.getConvergedReason()
         if reason < 0:
             raise ConvergenceError(
-                f"the stage equation did not converge at t={t:.6g}, step {n}: {_REASONS.get(reason, f'reason {reason}')} "
-                f"after {self._snes.getIterationNumber()} Newton iterations, "
+                f"the stage equation did not converge at t={t:.6g}, step {n}: "
+                f"{_REASONS.get(reason, f'reason {reason}')} after {self._snes.getIterationNumber()} Newton iterations, "
                 f"|residual| = {self._snes.getFunctionNorm():.3g}; "
                 "reduce step_size, or see options 'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_rtol', 'snes_atol'"
             )

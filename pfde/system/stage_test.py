@@ -114,7 +114,9 @@ class StageTest:
         self._last = x.clone()
         longest, largest = self._largest(step), self._largest(size)
         tau = 0.0 if self._direct else snes.getKSP().getTolerances()[0]
-        moved = torch.clamp((step - self._tiny) / self._small, min=longest * tau / self._eps) > size  # (2) does not hold
+        moved = (
+            torch.clamp((step - self._tiny) / self._small, min=longest * tau / self._eps) > size
+        )  # (2) does not hold
         waits = moved & (large | (step > scale * self._small))
         left = large & self._in_system(waits)
         if not self._anywhere(left):
