@@ -285,7 +285,7 @@ class _Run:
             raise ConvergenceError(
                 f"PETSc's {self._where()} did not converge at t={self._time():.6g}, step {self._ts.getStepNumber()}: "
                 f"{_REASONS.get(reason, f'reason {reason}')}; reduce step_size, loosen rtol and atol, or see options "
-                "'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_monitor', 'ksp_rtol', 'adjoint_ksp_monitor', 'ts_adapt_monitor'"
+                "'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_monitor', 'adjoint_ksp_monitor', 'ts_adapt_monitor'"
             )
 
     def _where(self) -> str:

@@ -118,6 +118,7 @@ class _Measure:
         if not residual <= allowed:
             raise ConvergenceError(
                 f"the adjoint system was not solved at t={self._sign * self._functions.time:.6g}: its true residual is "
-                f"{residual:.3g}, where {allowed:.3g} was asked for, although the KSP reports {reason_name(ksp)}; the gradient would be wrong; see options "
+                f"{residual:.3g}, where {allowed:.3g} was asked for, although the KSP reports {reason_name(ksp)}; the "
+                "gradient would be wrong; see options "
                 "'adjoint_ksp_type', 'adjoint_ksp_rtol', 'adjoint_ksp_monitor_true_residual'"
             )

@@ -74,7 +74,7 @@ class StageSolver:
         snes.setConvergenceTest(lambda _snes, k, norms: me._converged(k, norms))
         snes.setFromOptions()
         prefix = snes.getOptionsPrefix() or ""
-        # With a Jacobian that lags Newton goes on with what the Mat holds: let that be of this stage, not of an adjoint.
+        # With a Jacobian that lags Newton goes on with what the Mat holds: let that be this stage's, not an adjoint's.
         self._lags = PETSc.Options(prefix).hasName("snes_lag_jacobian")
         self._test = StageTest(snes, dtype, peers, operator.systems, me._scale, me._product)
         self._linear = LinearSolver(operator, vec, dtype, prefix, self._run)
@@ -99,8 +99,8 @@ class StageSolver:
         if reason < 0:
             raise ConvergenceError(
                 f"the stage equation did not converge at t={t:.6g}, step {n}: "
-                f"{_REASONS.get(reason, f'reason {reason}')} after {self._snes.getIterationNumber()} Newton iterations, "
-                f"|residual| = {self._snes.getFunctionNorm():.3g}; "
+                f"{_REASONS.get(reason, f'reason {reason}')} after {self._snes.getIterationNumber()} Newton "
+                f"iterations, |residual| = {self._snes.getFunctionNorm():.3g}; "
                 "reduce step_size, or see options 'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_rtol', 'snes_atol'"
             )
         at, y = self._move_to(self._x), self._y
