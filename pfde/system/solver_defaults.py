@@ -4,9 +4,9 @@
     the adjoint's              rtol 10 eps: their error goes into the gradient
 
 eps is that of the model's dtype. The adjoint (and the tangent) has a KSP of its own. What makes a solve fast, its
-method and preconditioner, it takes from Newton's KSP: `-ksp_type`, `-pc_type` and the like hold for both. What makes a solve
-loose, tolerances, norms, convergence tests, limits of iterations, guesses, stale preconditioners, it does not: those
-it has only from options of its own prefix, `<options_prefix>adjoint_` (`-adjoint_ksp_rtol`, `-adjoint_ksp_type`, ...).
+method and preconditioner, it takes from Newton's KSP: `-ksp_type`, `-pc_type` and the like hold for both. What makes a
+solve loose, tolerances, norms, convergence tests, limits of iterations, guesses, stale preconditioners, it does not:
+those it has only from options of its own prefix, `<options_prefix>adjoint_` (`-adjoint_ksp_rtol`, ...).
 """
 
 from __future__ import annotations
