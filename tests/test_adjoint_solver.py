@@ -94,7 +94,7 @@ def test_the_adjoint_s_own_options(method):
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_a_system_that_is_not_solved_is_an_error(method, options):
-    with pytest.raises(pfde.ConvergenceError, match=r"adjoint .*t=\S+.*(true residual|\|residual\||DIVERGED)"):
+    with pytest.raises(pfde.ConvergenceError, match=r"adjoint .*(was not solved|did not converge) at t=\S+"):
         gradient(method, options)
 
 
@@ -128,7 +128,7 @@ def test_terms_that_cancel_in_a_product_are_no_error(coupled):
         t = torch.tensor([0.0, 1.0], dtype=D)
         y = pfde.odeint(lambda t, y: y @ A, y0, t, method="beuler", step_size=0.25, options={"fde_jacobian": form})
         y[-1].sum().backward()
-        assert float((y0.grad - 1.25**-4).abs().max()) < 1e-6
+        assert float((y0.grad - 1.25**-4).abs().max()) < 4 * coupled * torch.finfo(D).eps
 
 
 @pytest.mark.parametrize(

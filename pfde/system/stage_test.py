@@ -16,7 +16,7 @@ f_i = k (y_1 - y_2) say. No Newton step can do better, so a component is also at
     |G_i| <= 4 eps |A (u y)|_i,   A = M - w J               (3)
 
 with fixed factors u of random sign and sizes from 1/2 to 3/2, an estimate of (|A| |y|)_i for one product with A. It is
-formed only when the state as a whole is done and (1), (2) are not. What no estimate sees (a function that cancels
+formed only when the state as a whole is done, or |G| falls no more, and (1), (2) do not hold. What no estimate sees (a function that cancels
 inside) ends when two iterations in a row have not halved the largest excess.
 
 The first iterate is done only if G = 0. -snes_rtol, -snes_atol and -snes_stol, when given, end Newton's method as PETSc
@@ -80,7 +80,7 @@ class StageTest:
         self._divergence, self._most = snes.getDivergenceTolerance(), snes.getMaxFunctionEvaluations()
         self._factors: Tensor | None = None
         self._last = torch.empty(0)
-        self._first = self._excess = 0.0
+        self._first = self._excess = self._norm_before = 0.0
         self._stalls = 0
 
     def ended(self, snes: PETSc.SNES, k: int, norms: tuple[float, float, float], g: Tensor) -> int:
@@ -94,7 +94,7 @@ class StageTest:
             return _REASON.DIVERGED_FUNCTION_COUNT
         x = read(snes.getSolution())
         if k == 0:
-            self._first, self._last = g_norm, x.clone()
+            self._first, self._norm_before, self._last = g_norm, math.inf, x.clone()
             self._excess, self._stalls = math.inf, 0
             return _REASON.CONVERGED_ITERATING
         if g_norm <= self._rtol * self._first:
@@ -126,12 +126,15 @@ class StageTest:
             or g_norm <= 10 * self._eps * self._first
             or g_norm <= _NORM * self._eps * self._norm(scale)
         )
-        if not done:
+        stagnant, self._norm_before = g_norm > 0.5 * self._norm_before, g_norm
+        if not (done or stagnant):
             self._excess, self._stalls = math.inf, 0
             return _REASON.CONVERGED_ITERATING
         left &= g > self._coupling(x * self._signs(x)).abs_().mul_(_FLOOR * self._eps)  # nor does (3)
         if not self._anywhere(left):
             return _REASON.CONVERGED_FNORM_ABS
+        if not done:
+            return _REASON.CONVERGED_ITERATING
         worst = torch.fmin(g / (scale * (_FLOOR * self._eps)), step / (size * self._small))[left]
         excess = self._largest(worst)
         self._stalls = self._stalls + 1 if excess > 0.5 * self._excess else 0
