@@ -27,9 +27,11 @@ from .errors import ConvergenceError, PfdeError
 from .native_callbacks import Clock, Functions, ParameterProducts, Products, StateProducts
 from .native_function import Counter, real, unreal
 from .native_setting import NativeSetting, own_options, snapshot_options
+from .native_solvers import AdjointSolver, NewtonTest
 from .petsc_options import private_prefix
 from .system.base import Failure
-from .system.solver_options import require_residual_solver
+from .system.solver_defaults import matrix_free, set_newton_defaults
+from .system.solver_options import require_preconditioner, require_residual_solver
 from .system.start import PETSc
 from .system.vectors import read, state_vec, write
 
@@ -165,8 +167,8 @@ class _Run:
         """The cotangents of y_0 and of the parameters. y_bar : (T, d)."""
         setting, ts, counts = self._setting, self._ts, self._clock.counts
         self._counter.phase = "backward"
-        if setting.method.implicit:
-            ts.getSNES().getKSP().setPostSolve(self._counter.add_linear)  # TSAdjoint does not count them
+        if self._adjoint is not None:
+            self._adjoint.serve(ts)
         lam = self._u.duplicate()
         self._owned.append(lam)
         lam.set(0.0)
@@ -206,12 +208,17 @@ class _Run:
         ts.setErrorIfStepFails(False)  # the reason is read, and raised with t
         if adjoint:
             ts.setSaveTrajectory()
+        self._adjoint: AdjointSolver | None = None
         with own_options(setting, prefix, again):
             ts.setFromOptions()
+            if method.implicit:
+                self._adjoint = AdjointSolver(setting, prefix, ts.comm, self._counter, self._failure, self._f)
+                self._owned.append(self._adjoint.ksp)
         if not adjoint:
             ts.removeTrajectory()  # -ts_save_trajectory makes one
-        if method.implicit:
+        if self._adjoint is not None:
             require_residual_solver(ts.getSNES(), assembled=False, instead=_FACTORISED)
+            require_preconditioner(self._adjoint.ksp, assembled=False, instead=_FACTORISED)
         ts.setExactFinalTime(PETSc.TS.ExactFinalTime.STEPOVER)
         ts.setPreStep(self._clock.pre_step)
         ts.setPostStep(self._clock.post_step)
@@ -246,17 +253,10 @@ class _Run:
         return mat
 
     def _set_solver_defaults(self) -> None:
-        """Near rounding, because an unconverged stage is an error of the gradient; the options can say otherwise."""
-        eps, snes = torch.finfo(self._setting.dtype).eps, self._ts.getSNES()
-        snes.setType(PETSc.SNES.Type.NEWTONLS)
-        # Newton's error is the square of its last step, so a step of eps^(3/4) is the last that can be of use.
-        snes.setTolerances(rtol=10 * eps, atol=1e-50, stol=eps**0.75, max_it=50)
-        snes.getLineSearch().setType("basic")  # at the rounding floor no decrease can be asked for
-        ksp = snes.getKSP()
-        ksp.setType(PETSc.KSP.Type.GMRES)
-        ksp.setGMRESRestart(100)
-        ksp.setTolerances(rtol=max(1e-13, 10 * eps), max_it=10000)
-        ksp.getPC().setType(PETSc.PC.Type.NONE)
+        """Those of every door. What PETSc keeps must not keep this run: it gets what it needs of it, and no more."""
+        snes, f, dtype = self._ts.getSNES(), self._f, self._setting.dtype
+        set_newton_defaults(snes, dtype, matrix_free)
+        snes.setConvergenceTest(NewtonTest(f, self._setting, self._failure))
 
     def _start(self, y0: Tensor) -> None:
         ts, clock, s = self._ts, self._clock, self._setting.s
@@ -301,7 +301,7 @@ class _Run:
             raise ConvergenceError(
                 f"PETSc's {self._where()} did not converge at t={self._time():.6g}, step {self._ts.getStepNumber()}: "
                 f"{_REASONS.get(reason, f'reason {reason}')}; reduce step_size, loosen rtol and atol, or see options "
-                "'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_monitor', 'ksp_rtol', 'ts_adapt_monitor'"
+                "'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_monitor', 'adjoint_ksp_monitor', 'ts_adapt_monitor'"
             )
 
     def _where(self) -> str:

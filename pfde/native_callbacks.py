@@ -115,6 +115,8 @@ class Functions:
         func, self._failure, self._peers = setting.func, failure, setting.peers
         self.explicit: Part | None = None
         self.implicit: Part | None = None
+        self.time, self.shift = math.nan, 0.0  # s and shift of the last IJacobian
+        self.terms = torch.empty(0)  # |u_dot| + |f| of the last IFunction
         if setting.method.family == "arkimex" and hasattr(func, "stiff") and hasattr(func, "nonstiff"):
             self.explicit = Part(setting, func.nonstiff, counter, "func.nonstiff")
             self.implicit = Part(setting, func.stiff, counter, "func.stiff")
@@ -141,7 +143,9 @@ class Functions:
         if value is None:
             g.set(math.nan)  # ends Newton's method
         else:
-            write(g, read(udot) - value)
+            slope = read(udot)
+            self.terms = slope.abs().add_(value.abs())
+            write(g, slope - value)
 
     def rhs_jacobian(self, ts: PETSc.TS, s: float, u: PETSc.Vec, mat: PETSc.Mat, pmat: PETSc.Mat) -> None:
         """J of the explicit part."""
@@ -152,6 +156,7 @@ class Functions:
         self, ts: PETSc.TS, s: float, u: PETSc.Vec, _udot: PETSc.Vec, shift: float, mat: PETSc.Mat, pmat: PETSc.Mat
     ) -> None:
         """shift I - J of the implicit part."""
+        self.time, self.shift = s, shift
         self._fill(ts, self.implicit, s, u, pmat, shift, -1.0)
         mat.assemble()  # another one with -snes_mf_operator
 

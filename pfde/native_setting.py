@@ -211,7 +211,7 @@ def _refuse_options(prefix: str, *, fixed: bool) -> None:
 
 def snapshot_options(prefix: str) -> dict[str, str]:
     """The options of this prefix, without it, for a solve that is done again when the database may have changed."""
-    kinds = tuple(prefix + kind for kind in ("ts_", "snes_", "ksp_", "pc_"))
+    kinds = tuple(prefix + kind for kind in ("ts_", "snes_", "ksp_", "pc_", "adjoint_"))
     with database_in_use:
         everything = PETSc.Options().getAll()
     return {name[len(prefix) :]: value for name, value in everything.items() if name.startswith(kinds)}

@@ -31,6 +31,7 @@ FLOOR = {
     "native_setting": 3,
     "native_function": 3.05,
     "native_callbacks": 3.1,
+    "native_solvers": 3.15,
     "native": 3.2,
     "initial_value": 3.5,
     "repeats": 3.6,
@@ -140,7 +141,10 @@ def test_petsc_and_mpi_appear_only_where_solves_are_driven(path):
     if "system.start" in inside:
         assert (
             module_of(path)
-            in ("driver", "petsc_options", "ts", "native", "native_callbacks", "native_function", "native_setting")
+            in (
+                *("driver", "petsc_options", "ts"),
+                *("native", "native_callbacks", "native_function", "native_setting", "native_solvers"),
+            )
             or part(module_of(path)) == "system"
         )
 

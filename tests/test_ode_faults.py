@@ -813,7 +813,9 @@ def test_an_adjoint_system_that_does_not_converge() -> None:
     """The forward pass stays in an eigenspace of A, where GMRES needs one iteration; its transpose does not."""
     A = torch.tensor([[-1.0, 2.0], [0.0, -3.0]], dtype=D)
     y0 = start(1.0, 0.0)
-    y = pfde.odeint(lambda t, y: A @ y, y0, T, method="cn", options={"fde_jacobian": "matrix_free", "ksp_max_it": 1})
+    y = pfde.odeint(
+        lambda t, y: A @ y, y0, T, method="cn", options={"fde_jacobian": "matrix_free", "adjoint_ksp_max_it": 1}
+    )
     with pytest.raises(pfde.ConvergenceError, match=r"adjoint system did not converge at t=1, step 5: DIVERGED_\w+"):
         y[:, 0].sum().backward()
     assert y0.grad is None

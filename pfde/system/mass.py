@@ -16,9 +16,9 @@ class Mass:
         self._matrix, self._n = matrix, len(matrix)
 
     def apply(self, y: Tensor) -> Tensor:
-        """M y."""
-        rows = y.view(-1, self._n)
-        return (rows * self._matrix if self._matrix.dim() == 1 else rows @ self._matrix.T).reshape(-1)
+        """M y, in the dtype of y."""
+        rows, matrix = y.view(-1, self._n), self._matrix.to(y.dtype)
+        return (rows * matrix if matrix.dim() == 1 else rows @ matrix.T).reshape(-1)
 
     def apply_transpose(self, y: Tensor) -> Tensor:
         """M^T y."""

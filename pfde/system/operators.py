@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .base import Failure, Linearisation, Weight
 from .mass import Mass
+from .solver_defaults import matrix_free
 from .start import PETSc
 from .vectors import read, write
 
@@ -30,7 +31,13 @@ class Products:
         self._dtype, self.mass = dtype, mass
         self.at: Linearisation | None = None
         self.w: Weight = 0.0
+        self.version = 0
         self.failure = Failure()
+
+    def move(self, at: Linearisation, w: Weight) -> None:
+        """Be those of this linearisation and weight."""
+        self.at, self.w = at, w
+        self.version += 1
 
     def product(self, v: Tensor) -> Tensor:
         """A v."""
@@ -73,6 +80,7 @@ class MatrixFree:
 
     def __init__(self, vec: PETSc.Vec, dtype: torch.dtype, blocks: int = 0, mass: Mass | None = None) -> None:
         self._blocks, self._size = blocks, vec.getLocalSize()
+        self.systems = max(1, blocks)
         self._products = Products(dtype, mass)
         self.failure = self._products.failure
         sizes = (vec.getSizes(), vec.getSizes())
@@ -82,7 +90,7 @@ class MatrixFree:
 
     def update(self, at: Linearisation, w: Weight) -> None:
         """Let A be I - w J at this linearisation."""
-        self._products.at, self._products.w = at, w
+        self._products.move(at, w)
         self.mat.stateIncrease()
 
     def forget(self) -> None:
@@ -91,12 +99,10 @@ class MatrixFree:
 
     def configure(self, ksp: PETSc.KSP) -> None:
         """GMRES on the products alone, or the blocks' LU as the solver."""
-        pc = ksp.getPC()
         if not self._blocks:
-            ksp.setType(PETSc.KSP.Type.GMRES)
-            ksp.setGMRESRestart(100)
-            pc.setType(PETSc.PC.Type.NONE)
+            matrix_free(ksp)
             return
+        pc = ksp.getPC()
         ksp.setType(PETSc.KSP.Type.PREONLY)
         pc.setType(PETSc.PC.Type.PYTHON)
         pc.setPythonContext(BlockLU(self._products, self._size, self._blocks))
@@ -111,6 +117,18 @@ class BlockLU:
     def __init__(self, products: Products, size: int, blocks: int) -> None:
         self._products, self._blocks, self._size = products, blocks, size // blocks
         self._lu: tuple[Tensor, Tensor] | None = None
+        self._matrix = torch.empty(0)
+        self._version = -1
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what is factorised is A as it is now: options can have PETSc go on with an older one."""
+        return self._lu is not None and self._version == self._products.version
+
+    def multiply(self, x: Tensor, *, transpose: bool) -> Tensor:
+        """A x or A^T x with the assembled blocks."""
+        matrix = self._matrix.mT if transpose else self._matrix
+        return (matrix @ x.view(self._blocks, self._size, 1)).reshape(-1)
 
     def setUp(self, _pc: PETSc.PC) -> None:
         """Assemble and factorise; PETSc calls it whenever A has changed."""
@@ -127,7 +145,8 @@ class BlockLU:
             row = at.vjp(flat * w, retain=True).neg()
             row += flat if mass is None else mass.apply_transpose(flat)
             rows.append(row.view(self._blocks, self._size))
-        return torch.linalg.lu_factor(torch.stack(rows, dim=1).double())
+        self._matrix, self._version = torch.stack(rows, dim=1).double(), self._products.version
+        return torch.linalg.lu_factor(self._matrix)
 
     def apply(self, _pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """y = A^-1 x."""
@@ -149,6 +168,7 @@ class Assembled:
     """A = I - w J from an assembled J (and a matrix P to precondition with, if it is another)."""
 
     assembled = True
+    systems = 1
 
     def __init__(self, jacobian: PETSc.Mat, preconditioner: PETSc.Mat, vec: PETSc.Vec) -> None:
         self._j, self._p = jacobian, preconditioner
@@ -183,3 +203,9 @@ class Assembled:
         else:
             target.scale(-w)
         target.shift(1.0)
+
+
+def random_factors(size: int, device: torch.device) -> Tensor:
+    """Fixed numbers of random sign and sizes from 1/2 to 3/2: |A (u x)| estimates |A| |x|, whatever cancels in A x."""
+    u = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) - 0.5
+    return (2 * u + 0.5 * u.sign()).to(device)

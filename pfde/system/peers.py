@@ -19,6 +19,7 @@ from ..errors import PeerError
 
 T = TypeVar("T")
 CALL = "the function called"
+N = TypeVar("N", int, float)
 
 
 class Peers:
@@ -76,7 +77,7 @@ class Peers:
         """The sum of a number over the ranks. Collective."""
         return value if self.comm is None else self.comm.allreduce(value)
 
-    def largest(self, value: int) -> int:
+    def largest(self, value: N) -> N:
         """The largest of a number over the ranks. Collective."""
         return value if self.comm is None else max(self.comm.allgather(value))
 

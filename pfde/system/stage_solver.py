@@ -1,15 +1,16 @@
 """One implicit stage y = r + w f(t, y) through PETSc's SNES, and its linearised and transposed systems through KSP.
 
 Newton's method on G(y) = y - r - w f(t, y); f is linearised once per iterate, and that one graph serves the
-residual, the Jacobian products and, at the solution, the caller. The adjoint step solves (I - w J)^T x = b with the
-same KSP, transposed.
+residual, the Jacobian products and, at the solution, the caller. The adjoint step solves (I - w J)^T x = b with a
+KSP of its own.
 
-Tolerances. Defaults are near rounding, because an unconverged stage is an error of the gradient: a stage is done
-when |G| <= 32 eps (|r| + |w f|) (eps of the model's dtype), when |G| has fallen by the factor 10 eps, or when a
-Newton step is below eps^(3/4) of |y| (2e-12 in double: the error left is its square, and still small where f's products
-are inexact and Newton converges only linearly). A stiff stage ends by the last of the three.
-Linear systems: 1e-8 in Newton and 10 eps in the adjoint for float64. -snes_rtol, -snes_atol, -snes_stol, -ksp_rtol,
-... with the solve's options prefix loosen or tighten them; a -ksp_rtol given holds for the adjoint as well.
+Tolerances. Defaults are near rounding, because an unconverged stage is an error of the gradient: a stage is done when
+each of its components is at its rounding floor (`stage_test`), a linear system of the adjoint when its true residual
+is (`linear_solver`). -snes_rtol, -snes_atol, -snes_stol, -ksp_rtol, ... with the solve's options prefix are those of
+Newton's method, and let it end earlier; the adjoint's have the prefix adjoint_ (-adjoint_ksp_rtol, ...).
+
+In a float32 model the iterate x is a double, f is evaluated at y, x rounded, and G = x - r - w f(t, y): where G = 0 the
+caller's y is r + w f(t, y) rounded once. A stage solved in floats could only end between two of them.
 """
 
 from __future__ import annotations
@@ -17,38 +18,23 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import ConvergenceError
-from .base import Failure, Linearisation, OnGraph, System, Weight
+from .base import Linearisation, OnGraph, System, Weight
+from .linear_solver import LinearSolver, Operator
 from .mass import Mass
 from .peers import Peers
+from .solver_defaults import set_newton_defaults
 from .solver_options import require_residual_solver
+from .stage_test import StageTest
 from .start import PETSc
 from .vectors import load, read, write
 
 Linearise = Callable[[int, float, Tensor], Linearisation]
-
-
-class Operator(Protocol):
-    """The Mat of I - w J and how to move it."""
-
-    mat: PETSc.Mat
-    pmat: PETSc.Mat
-    failure: Failure
-    assembled: bool  # whether the Mats have entries
-
-    def update(self, at: Linearisation, w: Weight) -> None:
-        """Let the Mat be I - w J at this linearisation."""
-
-    def configure(self, ksp: PETSc.KSP) -> None:
-        """The Krylov method and preconditioner that suit this form, before the options are read."""
-
-    def forget(self) -> None:
-        """Let go of the linearisation, until the next update."""
 
 
 class StageSolver:
@@ -77,19 +63,23 @@ class StageSolver:
     ) -> None:
         self._snes, self._linearise, self._operator, self._mass = snes, linearise, operator, mass
         self._dtype, self._peers, self._failure = dtype, peers, operator.failure
-        self._x, self._g, self._b = vec.duplicate(), vec.duplicate(), vec.duplicate()
+        self._x, self._g = vec.duplicate(), vec.duplicate()
         self._stage: tuple[int, float, Tensor, Weight] | None = None
         self._at: Linearisation | None = None
         self._y: Tensor | None = None
-        self.newton_iterations = 0
-        self.linear_iterations = 0
+        self._r_abs = torch.empty(0)
+        self._newton_iterations = self._linear_iterations = 0
         self._attach()
-        self._set_defaults()
+        set_newton_defaults(snes, dtype, operator.configure)
+        me = weakref.proxy(self)
+        snes.setConvergenceTest(lambda _snes, k, norms: me._converged(k, norms))
         snes.setFromOptions()
         require_residual_solver(snes, assembled=operator.assembled)
-        self._atol = snes.getTolerances()[1]
         prefix = snes.getOptionsPrefix() or ""
-        self._linear_rtol = None if PETSc.Options().hasName(f"{prefix}ksp_rtol") else 10 * torch.finfo(dtype).eps
+        # With a Jacobian that lags Newton goes on with what the Mat holds: let that be this stage's, not an adjoint's.
+        self._lags = PETSc.Options(prefix).hasName("snes_lag_jacobian")
+        self._test = StageTest(snes, dtype, peers, operator.systems, me._scale, me._product)
+        self._linear = LinearSolver(operator, vec, dtype, prefix, self._run)
 
     def _attach(self) -> None:
         me = weakref.proxy(self)  # this solver keeps the SNES alive: the SNES must not keep the solver
@@ -97,55 +87,46 @@ class StageSolver:
         self._snes.setFunction(lambda _snes, x, g: me._show_residual(x, g), self._g)
         self._snes.setJacobian(lambda _snes, x, _a, _p: me._failure.guard(me._jacobian, x), mat, pmat)
 
-    def _set_defaults(self) -> None:
-        eps = torch.finfo(self._dtype).eps
-        self._snes.setType(PETSc.SNES.Type.NEWTONLS)
-        self._snes.setTolerances(rtol=10 * eps, atol=0.0, stol=eps**0.75, max_it=50)
-        self._snes.setDivergenceTolerance(1e100)  # a stiff stage's residual may grow a lot in the first iteration
-        self._snes.getLineSearch().setType("basic")  # at the rounding floor no decrease can be asked for
-        ksp = self._snes.getKSP()
-        ksp.setTolerances(rtol=max(1e-8, 10 * eps), max_it=10000)
-        self._operator.configure(ksp)
-
     def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
         """y with y = r + w f(t, y), and the linearisation at y. Collective. Raises ConvergenceError."""
         self._stage = (n, t, r, w)
+        self._r_abs = r.abs()
         write(self._x, guess)
+        if self._lags:
+            self._failure.guard(self._jacobian, self._x)
         self._run(self._snes.solve, None, self._x)
-        self.newton_iterations += self._snes.getIterationNumber()
-        self.linear_iterations += self._snes.getLinearSolveIterations()
+        self._newton_iterations += self._snes.getIterationNumber()
+        self._linear_iterations += self._snes.getLinearSolveIterations()
         reason = self._snes.getConvergedReason()
         if reason < 0:
             raise ConvergenceError(
-                f"the stage equation did not converge at t={t:.6g}, step {n}: {_name(_SNES_REASONS, reason)} "
-                f"after {self._snes.getIterationNumber()} Newton iterations, "
-                f"|residual| = {self._snes.getFunctionNorm():.3g}; "
+                f"the stage equation did not converge at t={t:.6g}, step {n}: "
+                f"{_REASONS.get(reason, f'reason {reason}')} after {self._snes.getIterationNumber()} Newton "
+                f"iterations, |residual| = {self._snes.getFunctionNorm():.3g}; "
                 "reduce step_size, or see options 'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_rtol', 'snes_atol'"
             )
-        y = load(self._x, self._dtype)
-        if self._is_elsewhere(y):  # a line search may have tried another point last
-            self._at = self._linearise(n, t, y)
-        at, self._at, self._y, self._stage = self._at, None, None, None
-        assert at is not None
+        at, y = self._move_to(self._x), self._y
+        self._at = self._y = self._stage = None
+        assert y is not None
         return y, at
 
     def solve_transpose(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
         """x with (I - w J)^T x = b. Collective. Raises ConvergenceError."""
-        return self._linear("adjoint", n, t, at, w, b)
+        return self._linear.solve(n, t, at, w, b, transpose=True)
 
     def solve_tangent(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
         """x with (I - w J) x = b. Collective. Raises ConvergenceError."""
-        return self._linear("tangent linear", n, t, at, w, b)
+        return self._linear.solve(n, t, at, w, b, transpose=False)
 
     def take_iterations(self) -> tuple[int, int]:
         """The Newton and linear iterations since the last call."""
-        taken = self.newton_iterations, self.linear_iterations
-        self.newton_iterations = self.linear_iterations = 0
+        taken = self._newton_iterations, self._linear_iterations + self._linear.iterations
+        self._newton_iterations = self._linear_iterations = self._linear.iterations = 0
         return taken
 
     def destroy(self) -> None:
         """Destroy the vectors and the hold on the SNES, at once, not when PETSc collects its garbage. Collective."""
-        for own in (self._snes, self._x, self._g, self._b):
+        for own in (self._snes, self._x, self._g, self._linear):
             own.destroy()
 
     def rest(self) -> None:
@@ -158,28 +139,7 @@ class StageSolver:
         self._attach()
         self._snes.monitorCancel()
         self._snes.getKSP().monitorCancel()
-
-    def _linear(self, what: str, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
-        ksp = self._snes.getKSP()
-        rtol = ksp.getTolerances()[0]
-        self._operator.update(at, w)
-        ksp.setOperators(self._operator.mat, self._operator.pmat)
-        write(self._b, b)
-        try:
-            if self._linear_rtol is not None:
-                ksp.setTolerances(rtol=self._linear_rtol)
-            self._run(ksp.solveTranspose if what == "adjoint" else ksp.solve, self._b, self._x)
-        finally:
-            ksp.setTolerances(rtol=rtol)
-        self.linear_iterations += ksp.getIterationNumber()
-        reason = ksp.getConvergedReason()
-        if reason < 0:
-            raise ConvergenceError(
-                f"the {what} system did not converge at t={t:.6g}, step {n}: {_name(_KSP_REASONS, reason)} after "
-                f"{ksp.getIterationNumber()} iterations, |residual| = {ksp.getResidualNorm():.3g}; see options "
-                "'ksp_monitor', 'ksp_rtol', 'ksp_gmres_restart', 'fde_jacobian': 'blocks'"
-            )
-        return load(self._x, self._dtype)
+        self._linear.silence()
 
     def _run(self, solve: Callable[..., None], *vectors: PETSc.Vec) -> None:
         """A solve of PETSc's; what its callbacks failed with comes out as it was raised."""
@@ -207,24 +167,43 @@ class StageSolver:
         n, t, r, w = self._stage
         self._y = load(x, self._dtype)
         self._at = self._linearise(n, t, self._y)
-        wf = self._at.value * w
-        # The rounding floor of this residual: asking for less would never end. Norms are global, as SNES's are.
-        floor = 32 * torch.finfo(self._dtype).eps * self._norm(r, wf)
-        self._snes.setTolerances(atol=max(self._atol, floor))
-        return (read(x) if self._mass is None else self._mass.apply(self._y)) - r - wf
+        return (read(x) if self._mass is None else self._mass.apply(read(x))) - r - self._at.value * w
 
-    def _norm(self, *parts: Tensor) -> float:
-        square = sum(float(torch.dot(p, p)) for p in parts)
-        return self._peers.sum(square) ** 0.5
+    def _converged(self, k: int, norms: tuple[float, float, float]) -> int:
+        """The SNES's convergence test."""
+        reason = self._failure.guard(self._judge, k, norms)
+        return PETSc.SNES.ConvergedReason.DIVERGED_FUNCTION_NANORINF if reason is None else reason
+
+    def _judge(self, k: int, norms: tuple[float, float, float]) -> int:
+        return self._test.ended(self._snes, k, norms, read(self._snes.getFunction()[0]))
+
+    def _scale(self, x: PETSc.Vec) -> Tensor:
+        """The sizes of the terms of G at x."""
+        assert self._stage is not None
+        wf = self._move_to(x).value * self._stage[3]
+        y = read(x)
+        return wf.abs_().add_(self._r_abs) + (y if self._mass is None else self._mass.apply(y)).abs()
+
+    def _product(self, v: Tensor) -> Tensor:
+        """A v with the matrix of the last Newton step, a new tensor."""
+        x, y = self._x.duplicate(), self._x.duplicate()
+        write(x, v)
+        self._operator.mat.mult(x, y)
+        return read(y).clone()
 
     def _jacobian(self, x: PETSc.Vec) -> None:
         assert self._stage is not None
-        n, t, _, w = self._stage
+        self._operator.update(self._move_to(x), self._stage[3])
+
+    def _move_to(self, x: PETSc.Vec) -> Linearisation:
+        """f linearised at x; a line search may have tried another point last. Collective."""
+        assert self._stage is not None
+        n, t, _, _ = self._stage
         y = load(x, self._dtype)
         if self._is_elsewhere(y):
             self._y, self._at = y, self._linearise(n, t, y)
         assert self._at is not None
-        self._operator.update(self._at, w)
+        return self._at
 
     def _is_elsewhere(self, y: Tensor) -> bool:
         """Whether f was last linearised at another state than y, on any rank. Collective."""
@@ -306,13 +285,6 @@ class Staged:
         return self.stages
 
 
-def _names(reasons: type) -> dict[int, str]:
-    return {v: k for k, v in vars(reasons).items() if isinstance(v, int) and k.startswith("DIVERGED")}
-
-
-_SNES_REASONS = _names(PETSc.SNES.ConvergedReason)
-_KSP_REASONS = _names(PETSc.KSP.ConvergedReason)
-
-
-def _name(names: dict[int, str], reason: int) -> str:
-    return names.get(reason, f"reason {reason}")
+_REASONS = {
+    v: k for k, v in vars(PETSc.SNES.ConvergedReason).items() if isinstance(v, int) and k.startswith("DIVERGED")
+}

@@ -182,8 +182,9 @@ class GraphSystem:
             at_time = float(t) if isinstance(t, Tensor) else t
             y, at = self._system.solve(n, at_time, r.detach(), detached_w, guess.detach())
         right = r + self._system.function.on_graph(n, t, y) * w
-        # The value of y is the solver's; its cotangent, once through the node, is that of the right-hand side.
-        y = right if self._system.mass_matrix is None else y + (right - right.detach())
+        # The value of y is the solver's: that of r + w f has no digits left where w J is large. Its cotangent, once
+        # through the node, is that of the right-hand side.
+        y = y + (right - right.detach())
         if y.requires_grad:
             y = _Stage.apply(lambda y_bar: self._stage_cotangent(n, at_time, at, detached_w, y_bar), y)
         return y, _Slope(self, n, t, y)

@@ -220,7 +220,7 @@ if implicit:
         solve(lambda t, y: (y * y + 1) * (1e3 if guilty and t > 0.5 else 0.01))
     A = torch.tensor([[-1.0, 2.0, 0.0], [0.0, -3.0, 0.0], [0.0, 0.0, -1.0]], dtype=torch.float64)
     y0 = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
-    y = solve(lambda t, y: A @ y, y0, options={"ksp_max_it": 1})
+    y = solve(lambda t, y: A @ y, y0, options={"adjoint_ksp_max_it": 1})
     with fault("adjoint", pfde.ConvergenceError, "adjoint system did not converge at t=1, step 3", everywhere=True):
         y[:, 0].sum().backward()
 
