@@ -118,7 +118,7 @@ def test_the_forward_history_goes_where_no_step_is_taken_again():
         cs.MultistageCheckpointSchedule(40, 3, 0),
         cs.MixedCheckpointSchedule(40, 4, storage=StorageType.RAM),
     ],
-    ids=repr,
+    ids=["revolve", "memory", "online", "multistage", "mixed"],
 )
 @pytest.mark.filterwarnings("ignore:Numba not available:RuntimeWarning")
 def test_a_leaf_of_the_users_is_kept_and_the_sizes_are_told(schedule):
