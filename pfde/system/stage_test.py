@@ -16,7 +16,7 @@ f_i = k (y_1 - y_2) say. No Newton step can do better, so a component is also at
     |G_i| <= 4 eps |A (u y)|_i,   A = M - w J               (3)
 
 with fixed factors u of random sign and sizes from 1/2 to 3/2, an estimate of (|A| |y|)_i for one product with A. It is
-formed only when the state as a whole is done, or |G| falls no more, and (1), (2) do not hold. What no estimate sees (a
+formed only when (1), (2) do not hold and the state as a whole is done, or |G| falls no more. What no estimate sees (a
 function that cancels inside) ends when two iterations in a row have not halved the largest excess.
 
 The first iterate is done only if G = 0. -snes_rtol, -snes_atol and -snes_stol, when given, end Newton's method as PETSc
