@@ -75,7 +75,6 @@ class Solve(torch.autograd.Function):
         """Solve, and keep what the backward pass needs."""
         held = Held(problem.func, problem.parameters)
         y, ctx.run = problem.forward(*tensors[:count])
-        held.end_forward()
         ctx.problem, ctx.peers, ctx.count, ctx.held = problem, problem.peers, count, held
         ctx.likes = [None if x is None else (x.shape, x.dtype, x.device) for x in tensors[:count]]
         given = [x for x in tensors if x is not None]

@@ -126,6 +126,7 @@ class DiagonallyImplicit(_Implicit):
         first = self._diagonal[0] == 0.0
         # one implicit stage, the last one: y_{n+1} gives it
         self.determined = tableau.stages == 1 + first
+        self.keeps_stages = tableau.stiffly_accurate or not self.determined
         self._explicit_first, self._b = first, nonzero(tableau.weights)
 
     def reusable_slope(self, step: Step) -> Tensor | None:

@@ -182,6 +182,7 @@ class OneStep(ABC):
     dense_order : of the dense output
     nodes : c
     determined : whether y_n and y_{n+1} determine the stages, so that the transpose need not compute them again
+    keeps_stages : whether the transpose has the stages of the forward pass to the bit
     error_weights : e_i, pairs of slope index and weight, those that are not zero
     silent : the slopes that y_{n+1} has no part of, so that it may be finite where they are not
     """
@@ -189,6 +190,7 @@ class OneStep(ABC):
     implicit: ClassVar[bool]
     split: ClassVar[bool] = False
     determined: bool = False
+    keeps_stages: bool = True
     silent: tuple[int, ...] = ()
     error_weights: Sequence[tuple[int, float]] = ()
     name: str

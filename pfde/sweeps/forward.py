@@ -86,8 +86,8 @@ class ForwardSweep:
         self.n, self.y = n, stage.y
         if self.marks is not None:
             if n == 1 and trajectory.slope is not None:
-                self.marks.keep(0, (trajectory.slope,))
-            self.marks.keep(n, stage.slopes)
+                self.marks.keep(0, [(trajectory.slope,)])
+            self.marks.keep(n, [(x,) for x in stage.slopes])
         if self.witness is not None:
             self.witness(n, stage.y)
         return stage

@@ -1,12 +1,12 @@
 """What f gave in the forward pass, one number a step, for the backward pass to compare with what f gives again.
 
-    m_n = sum_i <w, f_i>          over the values f_i that step n is made of; w random in [1/2, 3/2], the same for all
+    m_n = sum_i <w, f_i>          over values f_i that step n is made of; w random in [1/2, 3/2], the same for all
 
 Equal bits are the rule: the same operations on the same states. Where they differ, rounding is told from another
-function by evaluating f once more, as the forward pass did (without a graph some of torch's kernels are others), and at
-states that differ by rounding (some states are built again and not kept). A difference that rounding has explained once
-is allowed from then on. On several ranks, where one cannot evaluate f alone, half of the digits must agree. Cost: one
-inner product a step in both passes, and 8 bytes.
+function by evaluating f once more as the forward pass did: without a graph some of torch's kernels are others. Where
+the states themselves are built again by other operations, f is also evaluated at states that differ by rounding, to see
+what that changes. A difference that has been explained once is allowed from then on. On several ranks, where one cannot
+evaluate f alone, half of the digits must agree. Cost: one inner product a step in both passes, and 8 bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Again = Callable[[float], Sequence[Tensor]]  # f once more, at the states times this factor
+Groups = Sequence[Sequence[Tensor]]  # for each mark of a step the values that it is the sum of
+Again = Callable[[float], Groups]  # f once more, at the states times this factor
 
 REMEDY = (
     "func must give the same values again; between the passes change nothing that it uses in place (optimizer.step(), "
@@ -26,6 +27,7 @@ REMEDY = (
     "with torch's default generator only, or keep its graphs: gradient=pfde.Discrete(store='graph') or pfde.Backprop()"
 )
 _FAR = 64.0  # times what moving the states by rounding changes: more is not rounding
+_NEAR = 4.0  # rounding errors, in units of eps |f|: kernels that round by where their operands lie in memory
 
 
 class Marks:
@@ -40,9 +42,9 @@ class Marks:
 
     def __init__(self, *, alone: bool) -> None:
         self._alone = alone
-        self._kept = array("d")
+        self._kept: list[array[float]] = []
+        self._allowed: list[float] = []
         self._weights: Tensor | None = None
-        self._allowed = 0.0
         self._largest = 0.0
         self.mismatch: int | None = None
 
@@ -57,38 +59,55 @@ class Marks:
             return torch.dot(values[0], w).item()
         return math.fsum(torch.dot(x, w).item() for x in values)
 
-    def keep(self, n: int, values: Sequence[Tensor]) -> None:
-        """Keep the mark of step n, the first time that it is taken."""
-        kept = self._kept
-        if n >= len(kept) and values:
-            kept.extend([math.nan] * (n - len(kept)))
-            kept.append(self.of(values))
+    def keep(self, n: int, groups: Groups) -> None:
+        """Keep the marks of step n, the first time that it is taken."""
+        for i, values in enumerate(groups):
+            if i == len(self._kept):
+                self._kept.append(array("d"))
+                self._allowed.append(0.0)
+            kept = self._kept[i]
+            if n >= len(kept):
+                kept.extend([math.nan] * (n - len(kept)))
+                kept.append(self.of(values))
 
-    def compare(self, n: int, values: Sequence[Tensor], again: Again) -> None:
-        """Note a mismatch unless step n's values are what they were."""
-        if not values or self.mismatch is not None or n >= len(self._kept):
+    def compare(self, n: int, groups: Groups, again: Again, *, exact: Sequence[bool]) -> None:
+        """Note a mismatch unless step n's values are what they were.
+
+        exact : for each group, whether it is taken at the states of the forward pass, to the bit
+        """
+        if self.mismatch is not None:
             return
-        kept, mark = self._kept[n], self.of(values)
-        if mark != kept and not math.isnan(kept) and not self._is_rounding(mark, kept, values, again):
-            self.mismatch = n
+        for i, values in enumerate(groups):
+            kept, mark = self._kept[i][n], self.of(values)
+            if mark != kept and not self._is_rounding(i, mark, kept, values, again, exact[i]):
+                self.mismatch = n
 
-    def _is_rounding(self, mark: float, kept: float, values: Sequence[Tensor], again: Again) -> bool:
+    def _is_rounding(
+        self, i: int, mark: float, kept: float, values: Sequence[Tensor], again: Again, exact: bool
+    ) -> bool:
         difference, eps = abs(mark - kept), torch.finfo(values[0].dtype).eps
-        if difference <= self._allowed:
+        if difference <= self._allowed[i]:
             return True
+        size = max(float(x.norm()) for x in values)
         if not self._alone:
-            size = max(float(x.norm()) for x in values)
             self._largest = max(self._largest, size)
             return difference <= math.sqrt(eps) * self._largest
-        now = self.of(again(1.0))
+
+        def evaluate(factor: float) -> float:
+            return self.of(again(factor)[i])
+
+        now = evaluate(1.0)
         if now == kept:
-            self._allowed = 4.0 * difference
+            self._allowed[i] = 4.0 * difference
             return True
-        noise = abs(self.of(again(1.0)) - now)  # of kernels that add in any order; another function draws or counts
-        if noise > 0.0 and (values[0].device.type == "cpu" or noise > math.sqrt(eps) * float(values[0].norm())):
+        cpu = values[0].device.type == "cpu"
+        if exact and cpu:
+            return difference <= _NEAR * eps * size
+        noise = abs(evaluate(1.0) - now)  # of kernels that add in any order; another function draws or counts
+        if noise > 0.0 and (cpu or noise > math.sqrt(eps) * size):
             return False
-        spread = abs(self.of(again(1.0 + 2.0 * eps)) - now)
-        if difference <= _FAR * (spread + noise):
-            self._allowed = max(self._allowed, _FAR * (spread + noise))
-            return True
-        return False
+        spread = abs(evaluate(1.0 + 2.0 * eps) - now) + noise
+        if difference > _FAR * spread:
+            return False
+        self._allowed[i] = max(self._allowed[i], _FAR * spread)
+        return True

@@ -197,7 +197,7 @@ class StepSweep:
         self._slope = self._scheme.reusable_slope(step) if self._reuse else None
         self.n, self.y, self._carry = at.n, step.y, step.carry
         if self.marks is not None:
-            self.marks.keep(at.n, self._scheme.marked(step))
+            self.marks.keep(at.n, [self._scheme.marked(step)])
         if watch is not None and ends:
             outputs.place(watch.locate(at, lambda theta, k: self._dense(at, y, step, theta, k)))
             self._times.end(at.n)

@@ -88,7 +88,9 @@ class StepAdjointSweep:
             carry=no_carry(lam) if self._lam is None else self._carry,
         )
         if self.marks is not None:
-            self.marks.compare(at.n, scheme.marked_again(at, sources), lambda factor: self._again(at, factor))
+            again = scheme.marked_again(at, sources)
+            groups = [again] if again else []
+            self.marks.compare(at.n, groups, lambda factor: [self._again(at, factor)], exact=(scheme.keeps_stages,))
         self._lam, self._carry = bars.y, bars.carry
         for index, _ in inside:
             self._add(self._y_bar[index])

@@ -13,6 +13,9 @@ While it lasts the tensor hooks of parameters rest: a sweep sums many products, 
 
 NOTE 1. Most backward passes find all as it was and change nothing. Where something has to be put back, module and
 tensors are seen so by other threads as well: such passes exclude each other, not what else the program does.
+
+NOTE 2. Whether func has written to a buffer cannot be asked: torch's batch normalisation does not count its writes.
+Where it has not, nothing is written back either, since that would count as a change of what other graphs have kept.
 """
 
 from __future__ import annotations
@@ -81,14 +84,8 @@ class Held:
             for table in (module._parameters, module._buffers):
                 self._slots.extend(_Slot(table, name, x) for name, x in table.items())
             leaves.update((id(p), p) for p in module._parameters.values() if p is not None and p.is_leaf)
-            self._buffers.extend(x for x in module._buffers.values() if x is not None)
+            self._buffers.extend(x for x in module._buffers.values() if x is not None and x.layout == torch.strided)
         self._leaves = [_Leaf(p, p.detach(), p.requires_grad) for p in leaves.values()]
-        self._versions = [_version(x) for x in self._buffers]
-
-    def end_forward(self) -> None:
-        """The forward pass is over: from now on known are the buffers that func writes to."""
-        pairs = zip(self._buffers, self._versions, strict=True)
-        self._buffers = [x for x, version in pairs if _version(x) != version]
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -111,12 +108,8 @@ class Held:
                 undo.callback(hooks.update, dict(hooks))
                 hooks.clear()
             for x in self._buffers:
-                undo.callback(_copy, x, x.detach().clone())
+                undo.callback(_restore, x, x.detach().clone())
             yield
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def _differs(leaf: _Leaf) -> bool:
@@ -129,9 +122,10 @@ def _set_leaf(x: Tensor, data: Tensor, requires_grad: bool) -> None:
     x.requires_grad_(requires_grad)
 
 
-def _copy(target: Tensor, source: Tensor) -> None:
-    with torch.no_grad():
-        target.copy_(source)
+def _restore(x: Tensor, before: Tensor) -> None:
+    """Undo what func has written, where it has (NOTE 2)."""
+    if not torch.equal(x, before):
+        x.data.copy_(before)
 
 
 def _reached(func: Callable[..., Any]) -> tuple[list[nn.Module], list[_Slot]]:
