@@ -10,6 +10,7 @@ NOTE. What PETSc holds of these objects is held in C, where no garbage collector
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +48,8 @@ class NewtonTest:
 
     def _ended(self, snes: PETSc.SNES, k: int, norms: tuple[float, float, float]) -> int:
         if self._test is None:  # by now the options have been read
-            self._test = StageTest(snes, self._dtype, self._peers, 1, self._scale, self._product)
+            me = weakref.proxy(self)  # a method of this object's would be a cycle
+            self._test = StageTest(snes, self._dtype, self._peers, 1, lambda x: me._scale(x), lambda v: me._product(v))
         return self._test.ended(snes, k, norms, read(snes.getFunction()[0]))
 
     def _scale(self, x: PETSc.Vec) -> Tensor:

@@ -367,8 +367,9 @@ def test_parameters_that_turn_nan_in_the_backward_pass(method: str) -> None:
     f, table = Field(), {"factor": 1.0}
     y = pfde.fdeint(lambda t, y: f(t, y) * table["factor"], start(), T, 0.6, method=method, params=[f.a])
     table["factor"] = float("nan")
-    y.sum().backward()  # f was finite at these states, which is not looked at twice; but nothing is hidden
-    assert f.a.grad.isnan().all()
+    with pytest.raises(pfde.ReplayError, match="not what it was in the forward pass"):
+        y.sum().backward()
+    assert f.a.grad is None
 
 
 def test_large_finite_values_are_no_error() -> None:
@@ -1045,7 +1046,7 @@ def test_a_solve_is_freed_with_its_result(method: str, keep_graph: bool) -> None
         if not keep_graph:
             y.sum().backward()
         del f
-        assert alive() is not None
+        assert (alive() is not None) is keep_graph  # a backward pass that keeps no graph lets go of f at once
         del y
         assert alive() is None
     finally:

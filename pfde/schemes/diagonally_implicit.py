@@ -126,7 +126,7 @@ class DiagonallyImplicit(_Implicit):
         first = self._diagonal[0] == 0.0
         # one implicit stage, the last one: y_{n+1} gives it
         self.determined = tableau.stages == 1 + first
-        self.keeps_stages = tableau.stiffly_accurate or not self.determined
+        self.keeps_stages = tableau.stiffly_accurate and self.determined
         self._explicit_first, self._b = first, nonzero(tableau.weights)
 
     def reusable_slope(self, step: Step) -> Tensor | None:
@@ -282,6 +282,7 @@ class Additive(_Implicit):
     """The implicit-explicit method of an additive tableau; f comes in two parts, `system.parts`."""
 
     split = True
+    keeps_stages = False
 
     def __init__(self, tableau: AdditiveTableau) -> None:
         super().__init__(tableau.name, tableau.implicit, 2 * tableau.implicit.stages)

@@ -182,7 +182,7 @@ class OneStep(ABC):
     dense_order : of the dense output
     nodes : c
     determined : whether y_n and y_{n+1} determine the stages, so that the transpose need not compute them again
-    keeps_stages : whether the transpose has the stages of the forward pass to the bit
+    keeps_stages : whether the transpose has the stages of the forward pass to the bit, without solving for them again
     error_weights : e_i, pairs of slope index and weight, those that are not zero
     silent : the slopes that y_{n+1} has no part of, so that it may be finite where they are not
     """

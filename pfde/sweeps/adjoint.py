@@ -30,13 +30,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import PfdeError
 from ..history.exact import ExactConvolution
 from ..schemes.base import Stage, StepAdjoint, StepData, linearised
 from ..system.base import System, add_scaled
 from ..system.profile import event
 from ..system.sums import LongSum
 from .discretisation import Discretisation
-from .marks import Marks
+from .marks import Marks, shaken
 from .trajectory import Trajectory
 
 
@@ -103,12 +104,20 @@ class AdjointSweep:
         at = self._discretisation.at(n)
         x_bar = None if at.last else x_bars[0]
         stage = self._trajectory.stage(n, self._predictor(n))
-        step = self._scheme.step_adjoint(
-            self._system, at, stage, self._trajectory.y0, self._y_bar.get(n), x_bar, self._theta_bar
-        )
+        exact = [self._trajectory.exact]
+        if stage.predictor is not None:
+            exact.insert(0, self._trajectory.has_predictor(n))
+        try:
+            step = self._scheme.step_adjoint(
+                self._system, at, stage, self._trajectory.y0, self._y_bar.get(n), x_bar, self._theta_bar
+            )
+        except PfdeError:
+            if self.marks is not None:
+                self.marks.explain(n, lambda: self._again(at, stage, None), exact=exact)
+            raise
         if self.marks is not None:
-            groups, first = [(x,) for x in step.slopes], stage.predictor is None or self._trajectory.has_predictor(n)
-            self.marks.compare(n, groups, lambda factor: self._again(at, stage, factor), exact=(first, True))
+            groups = [(x,) for x in step.slopes]
+            self.marks.compare(n, groups, lambda shake: self._again(at, stage, shake), exact=exact)
         if self._alpha_bar is not None:
             self._add_alpha(n, step, None if at.last else x_bars[1])
         if self._h_bar is not None:
@@ -123,21 +132,24 @@ class AdjointSweep:
                 self._discretisation.weights.add_start(c, n, slope_bar, r_bar)
         self._history.push(n, step.r_bar)
 
-    def _again(self, at: StepData, stage: Stage, factor: float) -> list[tuple[Tensor]]:
-        """The step's values of f once more, as the forward pass had them, but for the factor."""
+    def _again(self, at: StepData, stage: Stage, shake: Tensor | None) -> list[tuple[Tensor]]:
+        """The step's values of f once more, as the forward pass had them, or at states moved by rounding."""
         system, scheme = self._system, self._scheme
         states = [] if stage.predictor is None else [stage.predictor]
         if scheme.implicit or not at.last:
             states.append(stage.y)
+        states = [shaken(y, shake, self._trajectory.y0) for y in states]  # they are sums of y_0 and the rest
         if scheme.implicit:
-            return [(system.linearise(at.n, at.t, factor * y).value,) for y in states]
-        return [(system.evaluate(at.n, at.t, factor * y),) for y in states]
+            return [(system.linearise(at.n, at.t, y).value,) for y in states]
+        return [(system.evaluate(at.n, at.t, y),) for y in states]
 
     def _compare_start(self, slope: Tensor) -> None:
         """Compare F_0, which is kept itself."""
         assert self.marks is not None
         t0, y0 = self._discretisation.grid.t0, self._trajectory.y0
-        self.marks.compare(0, [(slope,)], lambda factor: [(self._system.evaluate(0, t0, factor * y0),)], exact=(True,))
+        self.marks.compare(
+            0, [(slope,)], lambda shake: [(self._system.evaluate(0, t0, shaken(y0, shake, y0)),)], exact=(True,)
+        )
 
     def _predictor(self, n: int) -> Tensor | None:
         """p_n of `pece`, where it has to be built again."""

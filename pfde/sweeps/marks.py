@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import PfdeError
+
 Groups = Sequence[Sequence[Tensor]]  # for each mark of a step the values that it is the sum of
-Again = Callable[[float], Groups]  # f once more, at the states times this factor
+Again = Callable[[Tensor | None], Groups]  # f once more; with a tensor, at states moved by it times their size
 
 REMEDY = (
     "func must give the same values again; between the passes change nothing that it uses in place (optimizer.step(), "
@@ -82,6 +84,16 @@ class Marks:
             if mark != kept and not self._is_rounding(i, mark, kept, values, again, exact[i]):
                 self.mismatch = n
 
+    def explain(self, n: int, again: Callable[[], Groups], *, exact: Sequence[bool]) -> None:
+        """Step n could not be reversed: note a mismatch if that is because f is another."""
+        if self._alone and self.mismatch is None:
+            try:
+                groups = again()
+            except PfdeError:
+                self.mismatch = n
+            else:
+                self.compare(n, groups, lambda _: groups, exact=exact)
+
     def _is_rounding(
         self, i: int, mark: float, kept: float, values: Sequence[Tensor], again: Again, exact: bool
     ) -> bool:
@@ -93,21 +105,29 @@ class Marks:
             self._largest = max(self._largest, size)
             return difference <= math.sqrt(eps) * self._largest
 
-        def evaluate(factor: float) -> float:
-            return self.of(again(factor)[i])
-
-        now = evaluate(1.0)
-        if now == kept:
+        now = again(None)[i]
+        if self.of(now) == kept:
             self._allowed[i] = 4.0 * difference
             return True
-        cpu = values[0].device.type == "cpu"
-        if exact and cpu:
+        if exact and values[0].device.type == "cpu":
             return difference <= _NEAR * eps * size
-        noise = abs(evaluate(1.0) - now)  # of kernels that add in any order; another function draws or counts
-        if noise > 0.0 and (cpu or noise > math.sqrt(eps) * size):
+        # of kernels that add in any order, of Newton's method with an old Jacobian; another function draws, or counts
+        noise = _distance(again(None)[i], now)
+        if not noise <= math.sqrt(eps) * size:  # NaN, too
             return False
-        spread = abs(evaluate(1.0 + 2.0 * eps) - now) + noise
-        if difference > _FAR * spread:
+        assert self._weights is not None
+        moved = again(2.0 * eps * (self._weights - 1.0).sign())[i]
+        spread = _FAR * (_distance(moved, now) + noise + eps * size)
+        if not difference <= spread:
             return False
-        self._allowed[i] = max(self._allowed[i], _FAR * spread)
+        self._allowed[i] = max(self._allowed[i], spread)
         return True
+
+
+def shaken(y: Tensor, shake: Tensor | None, part: Tensor) -> Tensor:
+    """A copy of y, moved by rounding of the size of y and of one of the terms that it is the sum of."""
+    return y.clone() if shake is None else y + shake * (y.abs() + part.abs())
+
+
+def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    return max(float((x - y).norm()) for x, y in zip(one, other, strict=True))

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import PfdeError
 from ..schemes.one_step import Interval, Sources, accumulate, add_lost, inner, no_carry
 from ..system.base import System
 from ..system.profile import event
-from .marks import Marks
+from .marks import Marks, shaken
 from .outputs import Output, Outputs
 from .record import StepRecord
 
@@ -77,20 +78,26 @@ class StepAdjointSweep:
         lam = self._y_bar.new_zeros(self._y_bar.shape[1]) if self._lam is None else self._lam
         sources = record.sources(self._system, at, dense=bool(inside))
         sources.remember = self.marks is not None or (self._wants_times and bool(inside))
-        bars = scheme.adjoint(
-            self._system,
-            at,
-            sources,
-            lam,
-            slope_bars,
-            self._theta_bar,
-            times=self._wants_times,
-            carry=no_carry(lam) if self._lam is None else self._carry,
-        )
+        exact = (scheme.keeps_stages,)
+        try:
+            bars = scheme.adjoint(
+                self._system,
+                at,
+                sources,
+                lam,
+                slope_bars,
+                self._theta_bar,
+                times=self._wants_times,
+                carry=no_carry(lam) if self._lam is None else self._carry,
+            )
+        except PfdeError:
+            if self.marks is not None:
+                self.marks.explain(at.n, lambda: [self._again(at, None)], exact=exact)
+            raise
         if self.marks is not None:
             again = scheme.marked_again(at, sources)
             groups = [again] if again else []
-            self.marks.compare(at.n, groups, lambda factor: [self._again(at, factor)], exact=(scheme.keeps_stages,))
+            self.marks.compare(at.n, groups, lambda shake: [self._again(at, shake)], exact=exact)
         self._lam, self._carry = bars.y, bars.carry
         for index, _ in inside:
             self._add(self._y_bar[index])
@@ -98,10 +105,10 @@ class StepAdjointSweep:
             t_bar, h_bar = self._place(at, sources, inside)
             record.times.pull(self.t_bar, at.n, bars.t + t_bar, bars.h + h_bar)
 
-    def _again(self, at: Interval, factor: float) -> Sequence[Tensor]:
-        """What the step is recognised by, once more, as the forward pass had it, but for the factor at y."""
-        scheme = self._record.scheme
-        return scheme.marked(scheme.step(self._system, at, factor * self._record.start(at.n)))
+    def _again(self, at: Interval, shake: Tensor | None) -> Sequence[Tensor]:
+        """What the step is recognised by, once more, as the forward pass had it, or from a state moved by rounding."""
+        scheme, y = self._record.scheme, self._record.start(at.n)
+        return scheme.marked(scheme.step(self._system, at, shaken(y, shake, y)))
 
     def _place(self, at: Interval, sources: Sources, inside: list[Output]) -> tuple[float, float]:
         """The cotangents of t and h from where the outputs lie in the step; those of the outputs' times are added."""

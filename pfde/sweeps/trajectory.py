@@ -126,6 +126,11 @@ class Trajectory:
         if self.keep == "graph":
             self._kept[n] = stage.kept
 
+    @property
+    def exact(self) -> bool:
+        """Whether `state` gives y_n to the bit; y_0 + (y_n - y_0) rounds."""
+        return self._states is not None or self.y_rows is not None
+
     def state(self, n: int) -> Tensor:
         """y_n; a view of its row where there is one."""
         if self._states is not None:

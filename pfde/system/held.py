@@ -77,7 +77,8 @@ class Held:
 
     def __init__(self, func: Callable[..., Any], parameters: Sequence[Tensor]) -> None:
         self._parameters = tuple(parameters)
-        modules, self._slots = _reached(func)
+        found = _Search(func)
+        modules, self._slots = found.modules, found.slots
         self._buffers: list[Tensor] = []
         leaves = {id(p): p for p in parameters if p.is_leaf}
         for module in modules:
@@ -128,59 +129,64 @@ def _restore(x: Tensor, before: Tensor) -> None:
         x.data.copy_(before)
 
 
-def _reached(func: Callable[..., Any]) -> tuple[list[nn.Module], list[_Slot]]:
-    """The modules that func is or reaches, and the slots of other values that it reaches."""
-    modules: dict[int, nn.Module] = {}
-    slots: list[_Slot] = []
-    seen: set[int] = set()
+class _Search:
+    """The modules that func is or reaches, and the slots of other values that it reaches.
 
-    def visit_slot(owner: dict[str, Any] | CellType, key: str, depth: int) -> None:
-        slot = _Slot(owner, key, None)
-        value = slot.now()
+    A class and no nested functions: these would know each other, a cycle that holds func until the next collection.
+    """
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.modules: list[nn.Module] = []
+        self.slots: list[_Slot] = []
+        self._seen: set[int] = set()
+        self._visit(func, _DEPTH, called=True)
+
+    def _slot(self, owner: dict[str, Any] | CellType, key: str, depth: int) -> None:
+        value = _Slot(owner, key, None).now()
         if isinstance(value, Tensor | nn.Module):
-            slots.append(slot._replace(value=value))
-        visit(value, depth)
+            self.slots.append(_Slot(owner, key, value))
+        self._visit(value, depth)
 
-    def visit(thing: Any, depth: int, *, called: bool = False) -> None:
-        if depth < 0 or id(thing) in seen:
+    def _visit(self, thing: Any, depth: int, *, called: bool = False) -> None:
+        if depth < 0 or id(thing) in self._seen:
             return
         if isinstance(thing, nn.Module):
             for module in thing.modules():
-                if id(module) not in seen:
-                    seen.add(id(module))
-                    modules[id(module)] = module
-                    visit_attributes(vars(module), depth)
+                if id(module) not in self._seen:
+                    self._seen.add(id(module))
+                    self.modules.append(module)
+                    self._attributes(vars(module), depth)
         elif isinstance(thing, FunctionType):
-            seen.add(id(thing))
-            for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
-                visit_slot(cell, name, depth - 1)
-            for name in thing.__code__.co_names:
-                value = thing.__globals__.get(name)
-                mine = isinstance(value, FunctionType) and value.__globals__ is thing.__globals__
-                if mine or isinstance(value, Tensor | nn.Module | partial):
-                    visit_slot(thing.__globals__, name, depth - 1)
-            for value in thing.__defaults__ or ():
-                visit(value, depth - 1)
+            self._seen.add(id(thing))
+            self._function(thing, depth - 1)
         elif isinstance(thing, MethodType):
-            visit(thing.__self__, depth, called=True)
-            visit(thing.__func__, depth - 1)
+            self._visit(thing.__self__, depth, called=True)
+            self._visit(thing.__func__, depth - 1)
         elif isinstance(thing, partial):
-            seen.add(id(thing))
+            self._seen.add(id(thing))
             for value in (thing.func, *thing.args, *thing.keywords.values()):
-                visit(value, depth - 1)
+                self._visit(value, depth - 1)
         elif called and hasattr(thing, "__dict__"):
-            seen.add(id(thing))
-            visit_attributes(vars(thing), depth)
-            visit(vars(type(thing)).get("__call__"), depth - 1)
+            self._seen.add(id(thing))
+            self._attributes(vars(thing), depth)
+            self._visit(vars(type(thing)).get("__call__"), depth - 1)
 
-    def visit_attributes(attributes: dict[str, Any], depth: int) -> None:
+    def _function(self, function: FunctionType, depth: int) -> None:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self._slot(cell, name, depth)
+        for name in function.__code__.co_names:
+            value = function.__globals__.get(name)
+            mine = isinstance(value, FunctionType) and value.__globals__ is function.__globals__
+            if mine or isinstance(value, Tensor | nn.Module | partial):
+                self._slot(function.__globals__, name, depth)
+        for value in function.__defaults__ or ():
+            self._visit(value, depth)
+
+    def _attributes(self, attributes: dict[str, Any], depth: int) -> None:
         for name, value in attributes.items():
             if isinstance(value, Tensor) or name == "training":
-                slots.append(_Slot(attributes, name, value))
+                self.slots.append(_Slot(attributes, name, value))
             elif isinstance(value, nn.Module):
-                visit_slot(attributes, name, depth)
+                self._slot(attributes, name, depth)
             elif isinstance(value, FunctionType | MethodType | partial):
-                visit(value, depth - 1)
-
-    visit(func, _DEPTH, called=True)
-    return list(modules.values()), slots
+                self._visit(value, depth)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import ConvergenceError
 from .base import Failure, Linearisation, Weight
-from .operators import BlockLU, random_factors
+from .operators import block_lu, random_factors
 from .solver_defaults import adjoint_ksp
 from .solver_options import require_preconditioner
 from .start import PETSc
@@ -81,9 +81,7 @@ class LinearSolver:
         self._x, self._b, self._rho, self._total = (vec.duplicate() for _ in range(4))
         self._ksp = adjoint_ksp(vec.comm, prefix, dtype, operator.configure)
         require_preconditioner(self._ksp, assembled=operator.assembled)
-        pc = self._ksp.getPC()
-        context = pc.getPythonContext() if pc.getType() == PETSc.PC.Type.PYTHON else None
-        self._blocks = context if isinstance(context, BlockLU) else None
+        self._blocks = block_lu(self._ksp)
         self.iterations = 0
 
     def destroy(self) -> None:

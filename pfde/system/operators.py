@@ -164,6 +164,13 @@ class BlockLU:
         write(y, torch.linalg.lu_solve(*self._lu, b, adjoint=transpose).reshape(-1))
 
 
+def block_lu(ksp: PETSc.KSP) -> BlockLU | None:
+    """The factorised blocks that a KSP has as its preconditioner."""
+    pc = ksp.getPC()
+    context = pc.getPythonContext() if pc.getType() == PETSc.PC.Type.PYTHON else None
+    return context if isinstance(context, BlockLU) else None
+
+
 class Assembled:
     """A = I - w J from an assembled J (and a matrix P to precondition with, if it is another)."""
 

@@ -91,7 +91,7 @@ class Reached:
 
     def _look_outside(self, node: Any, stops: set[tuple[Any, int]]) -> _Outside:
         walk = _Walk(self._nodes, {}, stops)
-        walk.go(node, 0, 0)
+        walk.go_through(node, 0)
         direct = walk.parameters | {i for leaf in walk.leaves if (i := self._check_leaf(leaf, ())) is not None}
         return _Outside(frozenset(direct), frozenset(walk.seen - {node}))
 
@@ -132,6 +132,15 @@ class _Walk:
     def go(self, root: Any, number: int, begin: int) -> None:
         """Walk; nodes made before `begin` are from outside."""
         self._arrive(root, number, begin)
+        self._follow(begin)
+
+    def go_through(self, node: Any, begin: int) -> None:
+        """Walk from all that a node was made of, also where one of its outputs is a stop."""
+        self.seen.add(node)
+        self._nodes.append(node)
+        self._follow(begin)
+
+    def _follow(self, begin: int) -> None:
         seen = self.seen
         for node in self._nodes:
             parents = node.next_functions

@@ -27,6 +27,7 @@ from ..errors import ConvergenceError
 from .base import Linearisation, OnGraph, System, Weight
 from .linear_solver import LinearSolver, Operator
 from .mass import Mass
+from .operators import block_lu
 from .peers import Peers
 from .solver_defaults import set_newton_defaults
 from .solver_options import require_residual_solver
@@ -78,8 +79,10 @@ class StageSolver:
         prefix = snes.getOptionsPrefix() or ""
         # With a Jacobian that lags Newton goes on with what the Mat holds: let that be this stage's, not an adjoint's.
         self._lags = PETSc.Options(prefix).hasName("snes_lag_jacobian")
-        self._test = StageTest(snes, dtype, peers, operator.systems, me._scale, me._product)
-        self._linear = LinearSolver(operator, vec, dtype, prefix, self._run)
+        # A method of the proxy's would be one of this object's, and a cycle.
+        self._test = StageTest(snes, dtype, peers, operator.systems, lambda x: me._scale(x), lambda v: me._product(v))
+        self._linear = LinearSolver(operator, vec, dtype, prefix, lambda *arguments: me._run(*arguments))
+        self._blocks = block_lu(snes.getKSP())
 
     def _attach(self) -> None:
         me = weakref.proxy(self)  # this solver keeps the SNES alive: the SNES must not keep the solver
@@ -185,7 +188,9 @@ class StageSolver:
         return wf.abs_().add_(self._r_abs) + (y if self._mass is None else self._mass.apply(y)).abs()
 
     def _product(self, v: Tensor) -> Tensor:
-        """A v with the matrix of the last Newton step, a new tensor."""
+        """A v with the matrix of the last Newton step, a new tensor; by its entries where these are known."""
+        if self._blocks is not None and self._blocks.is_current:
+            return self._blocks.multiply(v, transpose=False)
         x, y = self._x.duplicate(), self._x.duplicate()
         write(x, v)
         self._operator.mat.mult(x, y)
