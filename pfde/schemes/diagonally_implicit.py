@@ -174,7 +174,8 @@ class DiagonallyImplicit(_Implicit):
         if carry is None:
             return None
         w, total = weighted_sum(self._b, [k.detach() for k in slopes])
-        return system.mass(y.detach() - y1.detach()).add(carry).add_(total, alpha=float(at.h) * w)
+        h = float(at.h.detach()) if isinstance(at.h, Tensor) else at.h
+        return system.mass(y.detach() - y1.detach()).add(carry).add_(total, alpha=h * w)
 
     def _solve(
         self,

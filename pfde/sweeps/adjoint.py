@@ -36,7 +36,7 @@ from ..system.base import System, add_scaled
 from ..system.profile import event
 from ..system.sums import LongSum
 from .discretisation import Discretisation
-from .marks import Marks
+from .marks import Marks, moved
 from .trajectory import Trajectory
 
 
@@ -107,7 +107,7 @@ class AdjointSweep:
             self._system, at, stage, self._trajectory.y0, self._y_bar.get(n), x_bar, self._theta_bar
         )
         if self.marks is not None:
-            self.marks.compare(n, step.slopes, lambda factor: self._again(at, stage, factor))
+            self.marks.compare(n, step.slopes, lambda by: self._again(at, stage, by))
         if self._alpha_bar is not None:
             self._add_alpha(n, step, None if at.last else x_bars[1])
         if self._h_bar is not None:
@@ -122,15 +122,16 @@ class AdjointSweep:
                 self._discretisation.weights.add_start(c, n, slope_bar, r_bar)
         self._history.push(n, step.r_bar)
 
-    def _again(self, at: StepData, stage: Stage, factor: float) -> list[Tensor]:
-        """The step's values of f once more, as the forward pass had them, but for the factor."""
+    def _again(self, at: StepData, stage: Stage, by: float | None) -> list[Tensor]:
+        """The step's values of f once more, as the forward pass had them, but for states moved."""
         system, scheme = self._system, self._scheme
         states = [] if stage.predictor is None else [stage.predictor]
         if scheme.implicit or not at.last:
             states.append(stage.y)
+        states = [moved(y, by or 0.0, self._trajectory.y0) for y in states]
         if scheme.implicit:
-            return [system.linearise(at.n, at.t, factor * y).value for y in states]
-        return [system.evaluate(at.n, at.t, factor * y) for y in states]
+            return [system.linearise(at.n, at.t, y).value for y in states]
+        return [system.evaluate(at.n, at.t, y) for y in states]
 
     def _predictor(self, n: int) -> Tensor | None:
         """p_n of `pece`, where it has to be built again."""
@@ -184,7 +185,7 @@ class AdjointSweep:
             y0_bar.add_(f.vjp(self._slope_bar.total().to(y0_bar.dtype), self._theta_bar))
             if self.marks is not None:
                 t0, y0 = self._discretisation.grid.t0, trajectory.y0
-                self.marks.compare(0, (f.value,), lambda factor: [self._system.evaluate(0, t0, factor * y0)])
+                self.marks.compare(0, (f.value,), lambda by: [self._system.evaluate(0, t0, moved(y0, by or 0.0))])
         y0_bar = self._y0_bar.total().to(y0_bar.dtype)
         if self._alpha_bar is None:
             return Cotangents(y0_bar, None, self._finish_h())

@@ -7,6 +7,10 @@ function by evaluating f once more, as the forward pass did (without a graph som
 states that differ by rounding (some states are built again and not kept). A difference that rounding has explained once
 is allowed from then on. On several ranks, where one cannot evaluate f alone, half of the digits must agree. Cost: one
 inner product a step in both passes, and 8 bytes.
+
+NOTE 1. Rounding has any sign in each component: (1 + eps) y would tell nothing of a difference quotient, which is far
+larger on noise than on a smooth y. Its size is that of what a state is summed from: y_n = y_0 + X_n has the rounding
+of y_0, however small y_n is by then.
 """
 
 from __future__ import annotations
@@ -18,9 +22,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Again = Callable[[float], Sequence[Tensor]]  # f once more, at the states times this factor
+# f once more: as the forward pass had it (None), or at states that are `moved` by so much
+Again = Callable[[float | None], Sequence[Tensor]]
 
 _FAR = 64.0  # times what moving the states by rounding changes: more is not rounding
+_OWN = 4.0  # eps of f's size: its own rounding, for few components the moved states may show none
+
+
+def moved(y: Tensor, by: float, start: Tensor | None = None) -> Tensor:
+    """y, each component by this part of its size, and of that at the start, up or down at random (NOTE 1)."""
+    if by == 0.0:
+        return y
+    size = y.abs() if start is None else y.abs() + start.abs()
+    signs = torch.randint(2, y.shape, generator=torch.Generator().manual_seed(2)).mul_(2).sub_(1)
+    return torch.addcmul(y, size, signs.to(y), value=by)
 
 
 class Marks:
@@ -73,17 +88,18 @@ class Marks:
             return True
         if not self._alone:
             size = max(float(x.norm()) for x in values)
-            self._largest = max(self._largest, size)
+            self._largest = max(self._largest, size, *(abs(x) for x in self._kept if math.isfinite(x)))
             return difference <= math.sqrt(eps) * self._largest
-        now = self.of(again(1.0))
+        now = self.of(again(None))
         if now == kept:
             self._allowed = 4.0 * difference
             return True
-        noise = abs(self.of(again(1.0)) - now)  # of kernels that add in any order; another function draws or counts
+        noise = abs(self.of(again(None)) - now)  # of kernels that add in any order; another function draws or counts
         if noise > 0.0 and (values[0].device.type == "cpu" or noise > math.sqrt(eps) * float(values[0].norm())):
             return False
-        spread = abs(self.of(again(1.0 + 2.0 * eps)) - now)
-        if difference <= _FAR * (spread + noise):
-            self._allowed = max(self._allowed, _FAR * (spread + noise))
+        spread = abs(self.of(again(2.0 * eps)) - self.of(again(0.0)))
+        allowed = _FAR * (spread + noise) + _OWN * eps * sum(float(x.norm()) for x in values)
+        if difference <= allowed:
+            self._allowed = max(self._allowed, allowed)
             return True
         return False

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..schemes.one_step import Interval, Sources, accumulate, add_lost, inner, no_carry
 from ..system.base import System
 from ..system.profile import event
-from .marks import Marks
+from .marks import Marks, moved
 from .outputs import Output, Outputs
 from .record import StepRecord
 
@@ -88,7 +88,8 @@ class StepAdjointSweep:
             carry=no_carry(lam) if self._lam is None else self._carry,
         )
         if self.marks is not None:
-            self.marks.compare(at.n, scheme.marked_again(at, sources), lambda factor: self._again(at, factor))
+            values = scheme.marked_again(at, sources)
+            self.marks.compare(at.n, values, lambda by: self._again(at, sources, len(values), by))
         self._lam, self._carry = bars.y, bars.carry
         for index, _ in inside:
             self._add(self._y_bar[index])
@@ -96,10 +97,15 @@ class StepAdjointSweep:
             t_bar, h_bar = self._place(at, sources, inside)
             record.times.pull(self.t_bar, at.n, bars.t + t_bar, bars.h + h_bar)
 
-    def _again(self, at: Interval, factor: float) -> Sequence[Tensor]:
-        """What the step is recognised by, once more, as the forward pass had it, but for the factor at y."""
+    def _again(self, at: Interval, sources: Sources, count: int, by: float | None) -> Sequence[Tensor]:
+        """What the step is recognised by, `count` values, once more: as the forward pass had it, or moved.
+
+        The stages of an implicit step are as far off as it was solved; a step from elsewhere would damp that.
+        """
         scheme = self._record.scheme
-        return scheme.marked(scheme.step(self._system, at, factor * self._record.start(at.n)))
+        if by is not None and scheme.implicit:
+            return sources.slopes_at(lambda y: moved(y, by), count)
+        return scheme.marked(scheme.step(self._system, at, moved(self._record.start(at.n), by or 0.0)))
 
     def _place(self, at: Interval, sources: Sources, inside: list[Output]) -> tuple[float, float]:
         """The cotangents of t and h from where the outputs lie in the step; those of the outputs' times are added."""
