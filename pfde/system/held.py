@@ -13,6 +13,9 @@ While it lasts the tensor hooks of parameters rest: a sweep sums many products, 
 
 NOTE 1. Most backward passes find all as it was and change nothing. Where something has to be put back, module and
 tensors are seen so by other threads as well: such passes exclude each other, not what else the program does.
+
+NOTE 2. torch's batch norm writes its statistics behind the tensors' versions. So those of its modules, and all small
+buffers, are put back whatever their versions say.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 _DEPTH = 4  # of functions that call functions
+_SMALL = 4096  # entries of a buffer whose copy costs nothing beside a solve
 _restoring = threading.RLock()
 
 
@@ -76,14 +81,17 @@ class Held:
         self._parameters = tuple(parameters)
         modules, self._slots = _reached(func)
         self._buffers: list[Tensor] = []
+        unseen: set[int] = set()  # buffers that may be written to without a new version
         leaves = {id(p): p for p in parameters if p.is_leaf}
         for module in modules:
-            for table in (module._parameters, module._buffers):
+            for table in (module._parameters, module._buffers, module._modules):
                 self._slots.extend(_Slot(table, name, x) for name, x in table.items())
             leaves.update((id(p), p) for p in module._parameters.values() if p is not None and p.is_leaf)
-            self._buffers.extend(x for x in module._buffers.values() if x is not None)
+            found = [x for x in module._buffers.values() if x is not None]
+            self._buffers.extend(found)
+            unseen.update(id(x) for x in found if isinstance(module, _NormBase) or x.numel() <= _SMALL)
         self._leaves = [_Leaf(p, p.detach(), p.requires_grad) for p in leaves.values()]
-        self._versions = [_version(x) for x in self._buffers]
+        self._versions = [-1 if id(x) in unseen else _version(x) for x in self._buffers]  # NOTE 2
 
     def end_forward(self) -> None:
         """The forward pass is over: from now on known are the buffers that func writes to."""
