@@ -240,7 +240,7 @@ def assert_close(found, expected, rtol=RTOL):
         assert error <= rtol, f"relative error {error:.1e}, allowed {rtol:.0e}"
 
 
-@bounded(25)
+@bounded(20)
 @given(every_case, st.sampled_from(list(NOTICED)))
 def test_what_cannot_be_held_is_noticed(case, kind):
     make, change = NOTICED[kind]
@@ -262,7 +262,7 @@ def test_what_cannot_be_held_is_noticed(case, kind):
         assert_close([y.detach(), *found], reference(case, make))
 
 
-@bounded(25)
+@bounded(20)
 @given(explicit_case, st.sampled_from(list(BY_ITSELF)))
 def test_what_is_another_at_each_call_is_noticed(case, kind):
     case = Case(**{**vars(case), "adaptive": False})
@@ -325,7 +325,7 @@ RIGHT: dict[str, tuple[Callable[[], Field], Change]] = {
 }
 
 
-@bounded(40)
+@bounded(30)
 @given(any_case, st.sampled_from(list(RIGHT)))
 def test_what_can_be_held_is_right(case, kind):
     make, change = RIGHT[kind]
@@ -354,7 +354,7 @@ def _without_change(case: Case, make: Callable[[], Any]) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y.square().sum(), (y0, *f.net.parameters()))]
 
 
-@bounded(15)
+@bounded(12)
 @given(any_case)
 def test_generated_weights_get_their_gradient(case):
     """torch.func.functional_call, the call being over before the backward pass."""
@@ -388,7 +388,7 @@ def test_generated_weights_get_their_gradient(case):
     assert_close(gradients(None), [y.detach(), bars[0], torch.full_like(z, along).detach()])
 
 
-@bounded(15)
+@bounded(12)
 @given(any_case)
 def test_a_hook_acts_once(case):
     f, y0 = Field(), start()

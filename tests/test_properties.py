@@ -154,7 +154,7 @@ class Fractional(Case):
         return orders.double().requires_grad_()
 
 
-@bounded(80)
+@bounded(50)
 @given(
     st.builds(
         Fractional,
@@ -211,7 +211,7 @@ def _slow(t, y):
     return tuple(map(lambda x: -x / 4 + t, y)) if isinstance(y, tuple | list) else -y / 4 + t
 
 
-@bounded(80)
+@bounded(60)
 @given(
     st.builds(
         Ordinary,

@@ -306,6 +306,11 @@ class OneStep(ABC):
         """b_i(theta), or its derivative: pairs of slope index and weight, those that are not zero."""
 
 
+def value_of(h: float | Tensor) -> float:
+    """h as a number, off its graph."""
+    return float(h.detach()) if isinstance(h, Tensor) else h
+
+
 def combine(
     y: Tensor,
     h: float | Tensor,
