@@ -44,6 +44,7 @@ from .one_step import (
     combine,
     nonzero,
     polynomial,
+    value_of,
     weighted_sum,
 )
 from .tableaux import AdditiveTableau, Tableau
@@ -175,7 +176,7 @@ class DiagonallyImplicit(_Implicit):
         if carry is None:
             return None
         w, total = weighted_sum(self._b, [k.detach() for k in slopes])
-        return system.mass(y.detach() - y1.detach()).add(carry).add_(total, alpha=float(at.h) * w)
+        return system.mass(y.detach() - y1.detach()).add(carry).add_(total, alpha=value_of(at.h) * w)
 
     def _solve(
         self,

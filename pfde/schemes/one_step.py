@@ -26,7 +26,7 @@ The step size itself is data: with adaptive steps it is frozen, as the sweep has
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -169,6 +169,15 @@ class Sources:
             self.values[i] = f.value
         return f
 
+    def slopes_at(self, move: Callable[[Tensor], Tensor], count: int) -> list[Tensor]:
+        """The first slopes anew, at the stages that `move` makes of these."""
+        at, found = self._at, []
+        for i in range(count):
+            part, stage = divmod(i, len(self._nodes))
+            state = move(self._states[stage])
+            found.append(self._systems[part].linearise(at.n, at.time(self._nodes[stage]), state).value)
+        return found
+
 
 class OneStep(ABC):
     """A method. Stateless; one instance serves all solves.
@@ -297,6 +306,11 @@ class OneStep(ABC):
     @abstractmethod
     def dense_weights(self, theta: float, derivative: int = 0) -> list[tuple[int, float]]:
         """b_i(theta), or its derivative: pairs of slope index and weight, those that are not zero."""
+
+
+def value_of(h: float | Tensor) -> float:
+    """h as a number, off its graph."""
+    return float(h.detach()) if isinstance(h, Tensor) else h
 
 
 def combine(

@@ -122,7 +122,7 @@ class CheckpointedSweep:
             trajectory.open(0, 0)  # predictors that no history could give again are kept from the first step on
         self.marks = marks
         if schedule is not None:
-            if marks is None and not trajectory.graphs:  # else f is not evaluated again
+            if marks is None:  # kept graphs too: a leaf taken again, or a second backward pass, makes new ones
                 self.marks = Marks(alone=peers.alone)
             self._sweep.marks = self.marks
             self._sweep.witness = self.fingerprints.witness  # no method of self: a cycle would outlive the solve

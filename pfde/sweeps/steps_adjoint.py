@@ -95,9 +95,9 @@ class StepAdjointSweep:
                 self.marks.explain(at.n, lambda: [self._again(at, None)], exact=exact)
             raise
         if self.marks is not None:
-            again = scheme.marked_again(at, sources)
-            groups = [again] if again else []
-            self.marks.compare(at.n, groups, lambda shake: [self._again(at, shake)], exact=exact)
+            values = scheme.marked_again(at, sources)
+            groups = [values] if values else []
+            self.marks.compare(at.n, groups, lambda shake: [self._again(at, shake, sources, len(values))], exact=exact)
         self._lam, self._carry = bars.y, bars.carry
         for index, _ in inside:
             self._add(self._y_bar[index])
@@ -105,9 +105,16 @@ class StepAdjointSweep:
             t_bar, h_bar = self._place(at, sources, inside)
             record.times.pull(self.t_bar, at.n, bars.t + t_bar, bars.h + h_bar)
 
-    def _again(self, at: Interval, shake: Tensor | None) -> Sequence[Tensor]:
-        """What the step is recognised by, once more, as the forward pass had it, or from a state moved by rounding."""
+    def _again(
+        self, at: Interval, shake: Tensor | None, sources: Sources | None = None, count: int = 0
+    ) -> Sequence[Tensor]:
+        """What the step is recognised by, `count` values, once more: as the forward pass had it, or moved by rounding.
+
+        The stages of an implicit step are as far off as it was solved; a step from elsewhere would damp that.
+        """
         scheme, y = self._record.scheme, self._record.start(at.n)
+        if shake is not None and sources is not None and scheme.implicit:
+            return sources.slopes_at(lambda y: shaken(y, shake, y), count)
         return scheme.marked(scheme.step(self._system, at, shaken(y, shake, y)))
 
     def _place(self, at: Interval, sources: Sources, inside: list[Output]) -> tuple[float, float]:

@@ -82,7 +82,7 @@ class Held:
         self._buffers: list[Tensor] = []
         leaves = {id(p): p for p in parameters if p.is_leaf}
         for module in modules:
-            for table in (module._parameters, module._buffers):
+            for table in (module._parameters, module._buffers, module._modules):
                 self._slots.extend(_Slot(table, name, x) for name, x in table.items())
             leaves.update((id(p), p) for p in module._parameters.values() if p is not None and p.is_leaf)
             self._buffers.extend(x for x in module._buffers.values() if x is not None and x.layout == torch.strided)

@@ -60,7 +60,8 @@ class StateLayout:
 
     def _part(self, i: int, y: Tensor) -> Tensor:
         if self.is_complex and self.is_complex[i]:
-            return torch.view_as_complex(y.reshape((*y.shape[:-1], *self.shapes[i], 2)))
+            pairs = y.reshape((*y.shape[:-1], *self.shapes[i], 2))
+            return torch.view_as_complex(pairs if pairs.numel() else pairs.clone())  # nothing may lie at an odd place
         return y.reshape((*y.shape[:-1], *self.shapes[i]))
 
     def flatten(self, value: Any, dtype: torch.dtype, source: str, *, cast: bool = False) -> Tensor:
