@@ -23,6 +23,9 @@ from .system.layout import StateLayout, describe
 MOST_STEPS = 2**31 - 1  # PETSc counts steps in 32 bits, as it is usually built
 
 
+_NARROW = (torch.float16, torch.bfloat16)  # taken, and integrated in float32
+
+
 def check_method(method: str) -> Scheme:
     """The scheme of this name."""
     if not isinstance(method, str) or method not in METHODS:
@@ -51,7 +54,7 @@ def check_state(y0: Any) -> tuple[StateLayout, Tensor]:
             raise TypeError(f"y0 must be a tensor or a tuple of tensors: got {describe(part)}")
         if part.layout != torch.strided:
             raise TypeError(f"y0 must be dense: got {part.layout}; use y0.to_dense()")
-        if part.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        if part.dtype not in (*_NARROW, torch.float32, torch.float64, torch.complex64, torch.complex128):
             raise TypeError(
                 f"y0 must be float32 or float64, or complex: got {part.dtype}; use y0.double() or y0.float()"
             )
@@ -61,7 +64,9 @@ def check_state(y0: Any) -> tuple[StateLayout, Tensor]:
                 f"{part.dtype} on {part.device}"
             )
     is_complex = tuple(part.is_complex() for part in parts)
-    layout = StateLayout(tuple(part.shape for part in parts), is_tuple, is_complex if any(is_complex) else ())
+    narrow = parts[0].dtype if parts[0].dtype in _NARROW else None
+    layout = StateLayout(tuple(part.shape for part in parts), is_tuple, is_complex if any(is_complex) else (), narrow)
+    parts = parts if narrow is None else tuple(part.float() for part in parts)
     flat = [(torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1) for x in parts]
     return layout, torch.cat(flat) if is_tuple else flat[0]
 
@@ -249,6 +254,12 @@ def check_parameters(func: Callable[..., Any], params: Sequence[Tensor] | None) 
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y): got {type(func).__name__}")
     found: list[Tensor] = list(func.parameters()) if isinstance(func, nn.Module) else []
+    if any(type(p).__module__.startswith("torch.distributed") for p in found):
+        raise ValueError(
+            "func is sharded (torch.distributed.fully_shard, or DTensor parameters), and is whole only while a module "
+            "of it runs; the backward pass of a solve, which evaluates it again, is no such time: leave func out of "
+            "what is sharded, and average its gradients over the ranks (DistributedDataParallel, or by hand)"
+        )
     if isinstance(params, Tensor | nn.Module) or not isinstance(params, Iterable | None):
         raise TypeError(f"params must be a sequence of tensors, such as (a, b): got {describe(params)}")
     for p in () if params is None else params:

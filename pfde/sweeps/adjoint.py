@@ -113,7 +113,7 @@ class AdjointSweep:
             )
         except PfdeError:
             if self.marks is not None:
-                self.marks.explain(n, lambda: self._again(at, stage, None), exact=exact)
+                self.marks.explain(n, lambda shake: self._again(at, stage, shake), exact=exact)
             raise
         if self.marks is not None:
             groups = [(x,) for x in step.slopes]

@@ -84,15 +84,13 @@ class Marks:
             if mark != kept and not self._is_rounding(i, mark, kept, values, again, exact[i]):
                 self.mismatch = n
 
-    def explain(self, n: int, again: Callable[[], Groups], *, exact: Sequence[bool]) -> None:
+    def explain(self, n: int, again: Again, *, exact: Sequence[bool]) -> None:
         """Step n could not be reversed: note a mismatch if that is because f is another."""
         if self._alone and self.mismatch is None:
             try:
-                groups = again()
+                self.compare(n, again(None), again, exact=exact)
             except PfdeError:
                 self.mismatch = n
-            else:
-                self.compare(n, groups, lambda _: groups, exact=exact)
 
     def _is_rounding(
         self, i: int, mark: float, kept: float, values: Sequence[Tensor], again: Again, exact: bool

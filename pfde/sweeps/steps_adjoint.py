@@ -92,7 +92,7 @@ class StepAdjointSweep:
             )
         except PfdeError:
             if self.marks is not None:
-                self.marks.explain(at.n, lambda: [self._again(at, None)], exact=exact)
+                self.marks.explain(at.n, lambda shake: [self._again(at, shake)], exact=exact)
             raise
         if self.marks is not None:
             values = scheme.marked_again(at, sources)

@@ -64,7 +64,7 @@ class LinearSolver:
     ----------
     operator : A
     vec : a Vec of the state's size to duplicate
-    dtype : of the model
+    dtype, precision : of the model; that in which it computes f
     prefix : of the options
     run : calls a function of PETSc's and raises what its callbacks failed with
     """
@@ -76,10 +76,12 @@ class LinearSolver:
         dtype: torch.dtype,
         prefix: str,
         run: Callable[..., None],
+        *,
+        precision: torch.dtype,
     ) -> None:
-        self._operator, self._dtype, self._run = operator, dtype, run
+        self._operator, self._dtype, self._run, self._precision = operator, dtype, run, precision
         self._x, self._b, self._rho, self._total = (vec.duplicate() for _ in range(4))
-        self._ksp = adjoint_ksp(vec.comm, prefix, dtype, operator.configure)
+        self._ksp = adjoint_ksp(vec.comm, prefix, precision, operator.configure)
         require_preconditioner(self._ksp, assembled=operator.assembled)
         self._blocks = block_lu(self._ksp)
         self.iterations = 0
@@ -107,7 +109,7 @@ class LinearSolver:
             if attempt:
                 self._x.axpy(1.0, self._total)
                 write(self._b, b)
-            residual, most = true_residual(self._b, self._x, self._rho, multiply, rtol, self._dtype)
+            residual, most = true_residual(self._b, self._x, self._rho, multiply, rtol, self._precision)
             allowed = max(allowed, most)
             if residual <= allowed:
                 return load(self._x, self._dtype)

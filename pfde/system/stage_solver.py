@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..errors import ConvergenceError
+from ..errors import ConvergenceError, PfdeError
 from .base import Linearisation, OnGraph, System, Weight
 from .linear_solver import LinearSolver, Operator
 from .mass import Mass
@@ -47,7 +47,7 @@ class StageSolver:
     linearise : (step, t, y) -> linearisation of f
     operator : the Newton operator
     vec : a Vec of the state's size to duplicate
-    dtype : of the model
+    dtype, precision : of the model; that in which it computes f, a narrower one under autocast
     peers : the ranks that share the state
     mass : M, where the stage is M y = r + w f(t, y)
     """
@@ -61,6 +61,7 @@ class StageSolver:
         dtype: torch.dtype,
         peers: Peers,
         mass: Mass | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         self._snes, self._linearise, self._operator, self._mass = snes, linearise, operator, mass
         self._dtype, self._peers, self._failure = dtype, peers, operator.failure
@@ -71,7 +72,8 @@ class StageSolver:
         self._r_abs = torch.empty(0)
         self._newton_iterations = self._linear_iterations = 0
         self._attach()
-        set_newton_defaults(snes, dtype, operator.configure)
+        precision = precision or dtype
+        set_newton_defaults(snes, precision, operator.configure)
         me = weakref.proxy(self)
         snes.setConvergenceTest(lambda _snes, k, norms: me._converged(k, norms))
         snes.setFromOptions()
@@ -80,8 +82,10 @@ class StageSolver:
         # With a Jacobian that lags Newton goes on with what the Mat holds: let that be this stage's, not an adjoint's.
         self._lags = PETSc.Options(prefix).hasName("snes_lag_jacobian")
         # A method of the proxy's would be one of this object's, and a cycle.
-        self._test = StageTest(snes, dtype, peers, operator.systems, lambda x: me._scale(x), lambda v: me._product(v))
-        self._linear = LinearSolver(operator, vec, dtype, prefix, lambda *arguments: me._run(*arguments))
+        self._test = StageTest(snes, precision, peers, operator.systems, lambda x: me._scale(x), lambda v: me._product(v))
+        self._linear = LinearSolver(
+            operator, vec, dtype, prefix, lambda *arguments: me._run(*arguments), precision=precision
+        )
         self._blocks = block_lu(snes.getKSP())
 
     def _attach(self) -> None:
@@ -107,11 +111,34 @@ class StageSolver:
                 f"{_REASONS.get(reason, f'reason {reason}')} after {self._snes.getIterationNumber()} Newton "
                 f"iterations, |residual| = {self._snes.getFunctionNorm():.3g}; "
                 "reduce step_size, or see options 'snes_monitor', 'snes_linesearch_type': 'bt', 'ksp_rtol', 'snes_atol'"
+                f"{self._doubt()}"
             )
         at, y = self._move_to(self._x), self._y
         self._at = self._y = self._stage = None
         assert y is not None
         return y, at
+
+    def _doubt(self) -> str:
+        """For the error of a stage: whether J v, which Newton's method needs, is the transpose of J^T v. Collective."""
+        assert self._stage is not None
+        n, t, r, _ = self._stage
+        try:
+            at = self._linearise(n, t, r)  # Newton's last iterate may be far out
+        except PfdeError:
+            return ""
+        generator = torch.Generator().manual_seed(1)
+        u, v = (torch.randn(at.value.shape, generator=generator).to(at.value) for _ in range(2))
+        forward, back = at.jvp(v), at.vjp(u, retain=True)
+        pairs = ((u, forward), (back, v), (u, u), (forward, forward), (back, back), (v, v))
+        jv, vj, *squares = (self._peers.sum(float(torch.dot(x, y))) for x, y in pairs)
+        size = (squares[0] * squares[1]) ** 0.5 + (squares[2] * squares[3]) ** 0.5
+        if not abs(jv - vj) > torch.finfo(self._dtype).eps ** 0.5 * size:
+            return ""
+        return (
+            "; func's products J v are not the transpose of its J^T v: a custom autograd.Function in it, or an "
+            "exchange, has a backward pass that is not differentiable itself, and Newton's method lacks its part: make "
+            "it so, or use 'fde_jacobian': 'dense' or 'blocks', which need J^T v only"
+        )
 
     def solve_transpose(self, n: int, t: float, at: Linearisation, w: Weight, b: Tensor) -> Tensor:
         """x with (I - w J)^T x = b. Collective. Raises ConvergenceError."""

@@ -87,6 +87,12 @@ class TorchFunction:
         self.reached = Reached(self.parameters)
         self._last = torch.empty(0), 0
 
+    @property
+    def precision(self) -> torch.dtype:
+        """In which f is computed, as far as is known from outside: narrower than y's under autocast."""
+        autocast = self.autocast.dtype if self.autocast.enabled else None
+        return self.layout.narrow or autocast or self.dtype
+
     def evaluate(self, n: int, t: float, y: Tensor) -> Tensor:
         """f(t, y) without a graph: the sweeps run with gradients disabled."""
         assert not torch.is_grad_enabled()

@@ -80,7 +80,16 @@ class TorchSystem(Staged):
             show_help("Newton matrix of a torch function (pfde) options", prefix, [_help(choice)], vec.comm)
             blocks = block_count(function, choice)
             operator = MatrixFree(vec, function.dtype, blocks, mass)
-            self.stages = StageSolver(snes, function.linearise, operator, vec, function.dtype, function.peers, mass)
+            self.stages = StageSolver(
+                snes,
+                function.linearise,
+                operator,
+                vec,
+                function.dtype,
+                function.peers,
+                mass,
+                precision=function.precision,
+            )
 
     def on_graph(self, at: Any, y: Tensor) -> OnGraph:
         """f on autograd's graph, the leaves y (and t, h where its time is differentiated), the step on them."""
