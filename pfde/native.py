@@ -212,7 +212,7 @@ class _Run:
         with own_options(setting, prefix, again):
             ts.setFromOptions()
             if method.implicit:
-                self._adjoint = AdjointSolver(setting, prefix, ts.comm, self._counter, self._failure, self._f)
+                self._adjoint = AdjointSolver(setting, prefix, ts.comm, self._counter, self._failure, self._f.recent)
                 self._owned.append(self._adjoint.ksp)
         if not adjoint:
             ts.removeTrajectory()  # -ts_save_trajectory makes one
@@ -254,9 +254,9 @@ class _Run:
 
     def _set_solver_defaults(self) -> None:
         """Those of every door. What PETSc keeps must not keep this run: it gets what it needs of it, and no more."""
-        snes, f, dtype = self._ts.getSNES(), self._f, self._setting.dtype
-        set_newton_defaults(snes, dtype, matrix_free)
-        snes.setConvergenceTest(NewtonTest(f, self._setting, self._failure))
+        snes, setting = self._ts.getSNES(), self._setting
+        set_newton_defaults(snes, setting.dtype, matrix_free)
+        snes.setConvergenceTest(NewtonTest(self._f.recent, setting.dtype, setting.peers, self._failure))
 
     def _start(self, y0: Tensor) -> None:
         ts, clock, s = self._ts, self._clock, self._setting.s

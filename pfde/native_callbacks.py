@@ -108,6 +108,18 @@ class Clock:
 _FAILED = PETSc.TS.ConvergedReason.DIVERGED_NONLINEAR_SOLVE  # ends a solve; the failure itself is raised instead
 
 
+class Recent:
+    """What the solvers need to know of the last callbacks, and without func: PETSc's hold on it is in C.
+
+    time, shift : s and shift of the last IJacobian
+    terms : |u_dot| + |f| of the last IFunction
+    """
+
+    def __init__(self) -> None:
+        self.time, self.shift = math.nan, 0.0
+        self.terms = torch.empty(0)
+
+
 class Functions:
     """PETSc's callbacks (NOTE 1): f = explicit + implicit, either of which may be absent."""
 
@@ -115,8 +127,7 @@ class Functions:
         func, self._failure, self._peers = setting.func, failure, setting.peers
         self.explicit: Part | None = None
         self.implicit: Part | None = None
-        self.time, self.shift = math.nan, 0.0  # s and shift of the last IJacobian
-        self.terms = torch.empty(0)  # |u_dot| + |f| of the last IFunction
+        self.recent = Recent()
         if setting.method.family == "arkimex" and hasattr(func, "stiff") and hasattr(func, "nonstiff"):
             self.explicit = Part(setting, func.nonstiff, counter, "func.nonstiff")
             self.implicit = Part(setting, func.stiff, counter, "func.stiff")
@@ -144,7 +155,7 @@ class Functions:
             g.set(math.nan)  # ends Newton's method
         else:
             slope = read(udot)
-            self.terms = slope.abs().add_(value.abs())
+            self.recent.terms = slope.abs().add_(value.abs())
             write(g, slope - value)
 
     def rhs_jacobian(self, ts: PETSc.TS, s: float, u: PETSc.Vec, mat: PETSc.Mat, pmat: PETSc.Mat) -> None:
@@ -156,7 +167,7 @@ class Functions:
         self, ts: PETSc.TS, s: float, u: PETSc.Vec, _udot: PETSc.Vec, shift: float, mat: PETSc.Mat, pmat: PETSc.Mat
     ) -> None:
         """shift I - J of the implicit part."""
-        self.time, self.shift = s, shift
+        self.recent.time, self.recent.shift = s, shift
         self._fill(ts, self.implicit, s, u, pmat, shift, -1.0)
         mat.assemble()  # another one with -snes_mf_operator
 

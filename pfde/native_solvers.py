@@ -4,8 +4,8 @@ A stage of theirs is F = u_dot - f(s, u) = 0 with u_dot = shift u + what is know
 `system.stage_test`, whose terms are shift u, u_dot and f. TSAdjoint solves with the KSP of the TS's SNES; it is given
 another one for that time (`system.solver_defaults`), each of whose solves is measured (`system.linear_solver`).
 
-NOTE. What PETSc holds of these objects is held in C, where no garbage collector sees a cycle: they know the callbacks
-(`Functions`), never the TS or its run, and a SNES or KSP for the time of a call only.
+NOTE. What PETSc holds of these objects is held in C, where no garbage collector sees a cycle: they know what the
+callbacks saw last (`Recent`), never func, the TS or its run, and a SNES or KSP for the time of a call only.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .errors import ConvergenceError
-from .native_callbacks import Functions
+from .native_callbacks import Recent
 from .native_function import Counter
 from .native_setting import NativeSetting
 from .petsc_options import Entries, database_in_use
 from .system.base import Failure
 from .system.linear_solver import reason_name, true_residual
+from .system.peers import Peers
 from .system.solver_defaults import adjoint_ksp, matrix_free
 from .system.stage_test import StageTest
 from .system.start import PETSc
@@ -31,9 +33,9 @@ from .system.vectors import read, write
 class NewtonTest:
     """The convergence test of the TS's SNES."""
 
-    def __init__(self, functions: Functions, setting: NativeSetting, failure: Failure) -> None:
-        self._functions, self._failure = functions, failure
-        self._dtype, self._peers = setting.dtype, setting.peers
+    def __init__(self, recent: Recent, dtype: torch.dtype, peers: Peers, failure: Failure) -> None:
+        self._recent, self._failure = recent, failure
+        self._dtype, self._peers = dtype, peers
         self._test: StageTest | None = None
         self._snes: Any = None
 
@@ -53,7 +55,7 @@ class NewtonTest:
         return self._test.ended(snes, k, norms, read(snes.getFunction()[0]))
 
     def _scale(self, x: PETSc.Vec) -> Tensor:
-        return read(x).abs().mul_(abs(self._functions.shift)).add_(self._functions.terms)
+        return read(x).abs().mul_(abs(self._recent.shift)).add_(self._recent.terms)
 
     def _product(self, v: Tensor) -> Tensor:
         x = self._snes.getSolution()
@@ -73,7 +75,7 @@ class AdjointSolver:
     comm : of the TS
     counter : counts the iterations
     failure : takes the ConvergenceError of a system that is not solved
-    functions : the callbacks, which know where TSAdjoint is
+    recent : where TSAdjoint is
     """
 
     def __init__(
@@ -83,10 +85,10 @@ class AdjointSolver:
         comm: PETSc.Comm,
         counter: Counter,
         failure: Failure,
-        functions: Functions,
+        recent: Recent,
     ) -> None:
         self.ksp = adjoint_ksp(comm, prefix, setting.dtype, matrix_free)
-        self.ksp.setPostSolve(_Measure(setting, counter, failure, functions))
+        self.ksp.setPostSolve(_Measure(setting, counter, failure, recent))
         # SNESComputeJacobian, which TSAdjoint calls too, leaves the Jacobian or the preconditioner as it was for these.
         options = PETSc.Options(prefix)
         self._lags = [name for name in ("snes_lag_jacobian", "snes_lag_preconditioner") if options.hasName(name)]
@@ -109,8 +111,8 @@ class AdjointSolver:
 class _Measure:
     """The KSP's PostSolve: counts, and refuses what is not solved."""
 
-    def __init__(self, setting: NativeSetting, counter: Counter, failure: Failure, functions: Functions) -> None:
-        self._sign, self._dtype, self._functions = setting.sign, setting.dtype, functions
+    def __init__(self, setting: NativeSetting, counter: Counter, failure: Failure, recent: Recent) -> None:
+        self._sign, self._dtype, self._recent = setting.sign, setting.dtype, recent
         self._counter, self._failure = counter, failure
 
     def __call__(self, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
@@ -126,7 +128,7 @@ class _Measure:
         residual, allowed = true_residual(b, x, rho, mat.multTranspose, rtol, self._dtype)
         if not residual <= allowed:
             raise ConvergenceError(
-                f"the adjoint system was not solved at t={self._sign * self._functions.time:.6g}: its true residual is "
+                f"the adjoint system was not solved at t={self._sign * self._recent.time:.6g}: its true residual is "
                 f"{residual:.3g}, where {allowed:.3g} was asked for, although the KSP reports {reason_name(ksp)}; the "
                 "gradient would be wrong; see options "
                 "'adjoint_ksp_type', 'adjoint_ksp_rtol', 'adjoint_ksp_monitor_true_residual'"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pfde
-from pfde.sweeps.marks import Marks, moved
+from pfde.sweeps.marks import Marks, shaken
 
 pytestmark = pytest.mark.filterwarnings("ignore:Numba not available:RuntimeWarning")
 both = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -59,20 +59,21 @@ def test_a_value_whose_rounding_moving_the_state_does_not_show():
 
 def test_where_f_cannot_be_evaluated_alone_the_largest_mark_is_the_measure():
     marks = Marks(alone=False)
-    marks.keep(0, [torch.ones(3, dtype=torch.float64)])
-    marks.keep(1, [torch.full((3,), 1e-14, dtype=torch.float64)])
+    marks.keep(0, [[torch.ones(3, dtype=torch.float64)]])
+    marks.keep(1, [[torch.full((3,), 1e-14, dtype=torch.float64)]])
     never = lambda by: pytest.fail("evaluated")  # noqa: E731
-    marks.compare(1, [torch.full((3,), 1.1e-14, dtype=torch.float64)], never)  # the rounding of y_0
+    marks.compare(1, [[torch.full((3,), 1.1e-14, dtype=torch.float64)]], never, exact=(True,))  # the rounding of y_0
     assert marks.mismatch is None
-    marks.compare(0, [torch.full((3,), 1.001, dtype=torch.float64)], never)
+    marks.compare(0, [[torch.full((3,), 1.001, dtype=torch.float64)]], never, exact=(True,))
     assert marks.mismatch == 0
 
 
-def test_moved_goes_both_ways_and_by_what_a_state_is_summed_from():
+def test_a_state_is_shaken_by_what_it_is_summed_from():
     y, start = torch.full((64,), 1e-9, dtype=torch.float64), torch.ones(64, dtype=torch.float64)
-    ratio = (moved(y, 1e-8, start) - y) / 1e-8
-    assert torch.allclose(ratio.abs(), torch.ones_like(y)) and abs(float(ratio.mean())) < 0.5
-    assert moved(y, 0.0, start) is y
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(32)
+    ratio = (shaken(y, 1e-8 * signs, start) - y) / 1e-8
+    assert torch.allclose(ratio, signs)
+    assert torch.equal(shaken(y, None, start), y)
 
 
 @pytest.mark.parametrize("schedule", [pfde.Revolve(2, leaf=2), pfde.Online(2, leaf=2)], ids=str)

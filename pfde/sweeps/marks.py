@@ -100,6 +100,8 @@ class Marks:
             return True
         size = max(float(x.norm()) for x in values)
         if not self._alone:
+            if self._largest == 0.0:
+                self._largest = max(abs(x) for x in self._kept[i] if math.isfinite(x))
             self._largest = max(self._largest, size)
             return difference <= math.sqrt(eps) * self._largest
 

@@ -82,7 +82,9 @@ class StageSolver:
         # With a Jacobian that lags Newton goes on with what the Mat holds: let that be this stage's, not an adjoint's.
         self._lags = PETSc.Options(prefix).hasName("snes_lag_jacobian")
         # A method of the proxy's would be one of this object's, and a cycle.
-        self._test = StageTest(snes, precision, peers, operator.systems, lambda x: me._scale(x), lambda v: me._product(v))
+        self._test = StageTest(
+            snes, precision, peers, operator.systems, lambda x: me._scale(x), lambda v: me._product(v)
+        )
         self._linear = LinearSolver(
             operator, vec, dtype, prefix, lambda *arguments: me._run(*arguments), precision=precision
         )
