@@ -57,6 +57,18 @@ def run(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}"
 
 
+def test_what_is_promised_is_tested() -> None:
+    """Every row of the tables of promises names test files that there are."""
+    rows = [line for line in (ROOT / "docs" / "promises.md").read_text().splitlines() if line.startswith("| ")]
+    for row in rows:
+        cells = row.strip("|").split("|")
+        if cells[-1].strip() in ("tested", ""):
+            continue
+        names = re.findall(r"`(test_\w+\.py)`", cells[-1])
+        assert names or "---" in row, row
+        assert all((ROOT / "tests" / name).exists() for name in names), row
+
+
 def test_blocks_run(tmp_path: Path) -> None:
     paths = []
     for page in PAGES:
