@@ -19,7 +19,7 @@ from torch import Tensor
 from .gradients import Continuous, Discrete
 from .ordinary_arguments import check_ode_method, check_pieces
 from .ordinary_problem import Accuracy, OrdinaryProblem
-from .schemes.one_step import inner
+from .schemes.sums_of_slopes import inner
 from .system.layout import StateLayout
 from .system.parameter_bar import ParameterBar
 from .system.peers import Peers

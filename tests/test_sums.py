@@ -2,7 +2,7 @@
 
 A plain sum of N terms drifts by up to N eps, and by a part of it where rounding goes one way, as that of one
 exponential does. What y_{n+1}, lambda_n and the parameters' sums lose is carried, or summed in float64
-(`schemes.one_step`, `system.sums`); what is left is some eps, for each N alike.
+(`schemes.sums_of_slopes`, `system.sums`); what is left is some eps, for each N alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pfde
-from pfde.schemes.one_step import add_lost, advance, combine, no_carry, weighted_sum
+from pfde.schemes.sums_of_slopes import add_lost, advance, combine, no_carry, weighted_sum
 from pfde.system.parameter_bar import ParameterBar
 from pfde.system.sums import LongSum
 

@@ -31,22 +31,8 @@ from typing import Any
 from torch import Tensor
 
 from ..system.base import Linearisation, System
-from .one_step import (
-    Interval,
-    OneStep,
-    Sources,
-    Step,
-    StepBars,
-    TimeBars,
-    accumulate,
-    add_lost,
-    advance,
-    combine,
-    nonzero,
-    polynomial,
-    value_of,
-    weighted_sum,
-)
+from .one_step import Interval, OneStep, Sources, Step, StepBars, TimeBars
+from .sums_of_slopes import accumulate, add_lost, advance, combine, nonzero, polynomial, value_of, weighted_sum
 from .tableaux import AdditiveTableau, Tableau
 
 

@@ -26,24 +26,8 @@ import torch
 from torch import Tensor
 
 from ..system.base import Linearisation, System
-from .one_step import (
-    Interval,
-    OneStep,
-    Sources,
-    Step,
-    StepBars,
-    StepGraph,
-    TimeBars,
-    accumulate,
-    add_lost,
-    advance,
-    combine,
-    inner,
-    nonzero,
-    polynomial,
-    weighted_sum,
-    with_value,
-)
+from .one_step import Interval, OneStep, Sources, Step, StepBars, StepGraph, TimeBars
+from .sums_of_slopes import accumulate, add_lost, advance, combine, inner, nonzero, polynomial, weighted_sum, with_value
 from .tableaux import Tableau
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..schemes.one_step import Interval, OneStep, Step, combine
+from ..schemes.one_step import Interval, OneStep, Step
+from ..schemes.sums_of_slopes import combine
 
 
 class Output(NamedTuple):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConvergenceError, StepLimitError
-from ..schemes.one_step import Interval, Step, combine, no_carry
+from ..schemes.one_step import Interval, Step
+from ..schemes.sums_of_slopes import combine, no_carry
 from ..system.base import System
 from ..system.profile import event
 from .control import Controller

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import PfdeError
-from ..schemes.one_step import Interval, Sources, accumulate, add_lost, inner, no_carry
+from ..schemes.one_step import Interval, Sources
+from ..schemes.sums_of_slopes import accumulate, add_lost, inner, no_carry
 from ..system.base import System
 from ..system.profile import event
 from .marks import Marks, shaken

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..schemes.one_step import OneStep, no_carry
+from ..schemes.one_step import OneStep
+from ..schemes.sums_of_slopes import no_carry
 from ..system.base import System
 from .outputs import Outputs, on_graph
 from .times import StepTimes
