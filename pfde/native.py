@@ -28,8 +28,8 @@ from .native_callbacks import Clock, Functions, ParameterProducts, Products, Sta
 from .native_function import Counter, real, unreal
 from .native_setting import NativeSetting, own_options, snapshot_options
 from .native_solvers import AdjointSolver, NewtonTest
-from .petsc_options import private_prefix
 from .system.base import Failure
+from .system.prefixes import private_prefix
 from .system.solver_defaults import matrix_free, set_newton_defaults
 from .system.solver_options import require_preconditioner, require_residual_solver
 from .system.start import PETSc

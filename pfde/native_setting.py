@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .petsc_options import Entries, database_in_use, permits_adapt_type, shown
+from .petsc_options import Entries, database_in_use, permits_adapt_type
 from .system.autocast import NO_AUTOCAST, Autocast
 from .system.layout import StateLayout
 from .system.peers import Peers
+from .system.prefixes import shown
 from .system.start import PETSc
 
 

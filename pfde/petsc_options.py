@@ -7,15 +7,14 @@ what it had for the prefix that the user named: no other solve, in another threa
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 from .system.interrupts import as_raised
 from .system.peers import Peers
+from .system.prefixes import PRIVATE, private_prefix, shown
 from .system.start import PETSc
 
 _REFUSED = (
@@ -26,22 +25,10 @@ _REFUSED = (
 )
 _BAD_OPTION = (60, 62, 63, 86)  # PETSC_ERR_ARG_SIZ, _WRONG, _OUTOFRANGE, PETSC_ERR_UNKNOWN_TYPE
 _SHARED = "ts_trajectory_"  # PETSc reads these without a prefix
-_PRIVATE = re.compile("pfde[0-9]+_")
-_number = count(1)
 
 # Held, for a moment and without calling anything of the user's, by who puts an option under a prefix that others read
 # too, and by who reads such a prefix as a whole. Re-entrant, since a signal's handler may solve as well.
 database_in_use = threading.RLock()
-
-
-def private_prefix(prefix: str) -> str:
-    """A prefix that no other solve has, for objects to be seen under `prefix`."""
-    return f"{prefix}pfde{next(_number)}_"
-
-
-def shown(text: str) -> str:
-    """A text as the user knows it, with the prefixes that he has given."""
-    return _PRIVATE.sub("", text)
 
 
 class Entries:
@@ -92,7 +79,7 @@ def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers, *, pri
         users = {
             own + full[len(prefix) :]: full
             for full in everything
-            if full.startswith(prefix) and not _PRIVATE.search(full)
+            if full.startswith(prefix) and not PRIVATE.search(full)
         }
         wanted = {copy: everything[full] for copy, full in users.items()}
         entries = Entries(wanted | {full: options[name] for name, full in names.items()})
@@ -139,7 +126,7 @@ def permits_adapt_type(prefix: str, *, adaptive: bool) -> bool:
     none = PETSc.Options(prefix).getString("ts_adapt_type", "") == "none"
     if none and adaptive:
         raise ValueError(
-            f"PETSc option -{prefix}ts_adapt_type none asks for fixed steps, and this solve adapts them: pass "
+            f"PETSc option -{shown(prefix)}ts_adapt_type none asks for fixed steps, and this solve adapts them: pass "
             "step_size, or give this solve an options_prefix if the option belongs to another TS of the program"
         )
     return none

@@ -8,6 +8,7 @@ PETSc itself takes them, and ends in a wrong value or in an internal error.
 
 from __future__ import annotations
 
+from .prefixes import shown
 from .start import PETSc
 
 # Those that end on the residual. The others either do not look at it (ksponly, qn with its own line search, newtonal)
@@ -30,23 +31,24 @@ def require_residual_solver(snes: PETSc.SNES, *, assembled: bool, instead: str =
     instead : what takes the place of a preconditioner that needs entries
     """
     prefix, options = snes.getOptionsPrefix() or "", PETSc.Options()
+    seen = shown(prefix)
     if snes.getType() not in _SNES_TYPES:
         raise ValueError(
-            f"PETSc option -{prefix}snes_type must be one of {', '.join(_SNES_TYPES)} here, which end on the residual "
+            f"PETSc option -{seen}snes_type must be one of {', '.join(_SNES_TYPES)} here, which end on the residual "
             f"of the stage: got {snes.getType()}; {_ELSEWHERE}"
         )
     for name in _DIFFERENCES:
         if options.getBool(prefix + name, False):
             exact = "RHSJacobian" if assembled else "without it products by autograd, which are exact"
             raise ValueError(
-                f"PETSc option -{prefix}{name} does not apply here: the stages and their adjoint need one and the same "
+                f"PETSc option -{seen}{name} does not apply here: the stages and their adjoint need one and the same "
                 f"Jacobian, without differences; leave it out ({exact}); {_ELSEWHERE}"
             )
     for name, sound in _ENDS.items():
         value = options.getString(prefix + name, sound[0])
         if value not in sound:
             raise ValueError(
-                f"PETSc option -{prefix}{name} {value} does not apply here: a stage that ends without a look at its "
+                f"PETSc option -{seen}{name} {value} does not apply here: a stage that ends without a look at its "
                 f"residual is a wrong value; loosen snes_rtol or snes_atol instead; {_ELSEWHERE}"
             )
     require_preconditioner(snes.getKSP(), assembled=assembled, instead=instead)
@@ -60,15 +62,16 @@ def require_preconditioner(ksp: PETSc.KSP, *, assembled: bool, instead: str = _F
     """
     pc = ksp.getPC()
     kind, prefix = pc.getType(), pc.getOptionsPrefix() or ""
+    seen = shown(prefix)
     if assembled:
         return
     if kind not in _BY_PRODUCTS:
         raise ValueError(
-            f"PETSc option -{prefix}pc_type {kind} does not apply here: it needs the entries of the Newton matrix, "
+            f"PETSc option -{seen}pc_type {kind} does not apply here: it needs the entries of the Newton matrix, "
             f"and of a torch function only products are known; use {instead}, or pc_type none or python; {_ELSEWHERE}"
         )
     if kind == "python" and pc.getPythonContext() is None and not PETSc.Options().hasName(f"{prefix}pc_python_type"):
         raise ValueError(
-            f"PETSc option -{prefix}pc_type python needs -{prefix}pc_python_type module.Class, the preconditioner; or "
+            f"PETSc option -{seen}pc_type python needs -{seen}pc_python_type module.Class, the preconditioner; or "
             f"use {instead}"
         )

@@ -14,6 +14,7 @@ from .mass import Mass
 from .operators import MatrixFree
 from .options_help import Entry, show_help
 from .parameter_bar import ParameterBar
+from .prefixes import shown
 from .reached import count_nodes
 from .releasing import release_with_graph
 from .stage_solver import Staged, StageSolver
@@ -77,7 +78,7 @@ class TorchSystem(Staged):
         if snes is not None:
             prefix = snes.getOptionsPrefix() or ""
             choice = PETSc.Options().getString(f"{prefix}fde_jacobian", "auto")
-            show_help("Newton matrix of a torch function (pfde) options", prefix, [_help(choice)], vec.comm)
+            show_help("Newton matrix of a torch function (pfde) options", shown(prefix), [_help(choice)], vec.comm)
             blocks = block_count(function, choice)
             operator = MatrixFree(vec, function.dtype, blocks, mass)
             self.stages = StageSolver(
