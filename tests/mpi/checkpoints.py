@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 import pfde
 from pfde.schedules import storage
+
+warnings.filterwarnings("ignore", message=".*snapshots, rows and what takes steps again")  # small solves, on purpose
 
 comm = MPI.COMM_WORLD
 rank, size = comm.Get_rank(), comm.Get_size()
