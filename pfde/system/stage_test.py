@@ -19,6 +19,7 @@ with fixed factors u of random sign and sizes from 1/2 to 3/2, an estimate of (|
 formed only when (1), (2) do not hold and the state as a whole is done, or |G| falls no more. What no estimate sees (a
 function that cancels inside) ends when two iterations in a row have not halved the largest excess.
 
+All this is for Newton's method. Those that converge linearly (`-snes_type anderson`, ngmres, ...) end by the norm of G.
 The first iterate is done only if G = 0. -snes_rtol, -snes_atol and -snes_stol, when given, end Newton's method as PETSc
 documents them, in norms, besides this test; a -snes_stol below eps^(3/4) takes its place in (2).
 `-snes_convergence_test default` puts PETSc's test with these tolerances in the place of this one.
@@ -75,6 +76,7 @@ class StageTest:
             for name, value in (("rtol", rtol), ("atol", atol), ("stol", stol))
         )
         self._small = min(stol, step_tolerance(dtype))
+        self._quadratic = "newton" in snes.getType()
         self._forced = options.getBool("snes_force_iteration", False)
         self._direct = snes.getKSP().getType() == PETSc.KSP.Type.PREONLY
         self._divergence, self._most = snes.getDivergenceTolerance(), snes.getMaxFunctionEvaluations()
@@ -107,6 +109,9 @@ class StageTest:
 
     def _judge(self, snes: PETSc.SNES, x: Tensor, g: Tensor, g_norm: float) -> int:
         size, scale = x.abs(), self._scale(snes.getSolution())
+        if not self._quadratic:  # a small step of a method that is not Newton's says nothing of its error
+            small = g_norm <= max(10 * self._eps * self._first, _NORM * self._eps * self._norm(scale))
+            return _REASON.CONVERGED_FNORM_ABS if small else _REASON.CONVERGED_ITERATING
         large = g > scale * (_FLOOR * self._eps)  # (1) does not hold
         if not self._anywhere(large):
             return _REASON.CONVERGED_FNORM_ABS
