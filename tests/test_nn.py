@@ -124,9 +124,9 @@ def test_a_tuple_state(keywords: dict) -> None:
     assert [part.shape for part in rows] == [(3, *part.shape) for part in y0]
     expected = pfde.odeint(f, y0, torch.tensor([0.0, 1.0], dtype=DT), **keywords)
     assert_same(list(y), [part[-1] for part in expected])
-    y[1].sum().backward()
+    y[1].square().sum().backward()  # their sum is zero by symmetry
     assert all(part.grad.abs().max() > 0 for part in y0)
-    assert f.stiffness.grad.abs() > 0
+    assert f.stiffness.grad.abs() > 1e-3
 
 
 def test_params_and_options_are_passed_on() -> None:
