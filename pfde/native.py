@@ -212,6 +212,7 @@ class _Run:
         with own_options(setting, prefix, again):
             ts.setFromOptions()
             if method.implicit:
+                self._newton.read_options(ts.getSNES())
                 self._adjoint = AdjointSolver(setting, prefix, ts.comm, self._counter, self._failure, self._f.recent)
                 self._owned.append(self._adjoint.ksp)
         if not adjoint:
@@ -256,7 +257,8 @@ class _Run:
         """Those of every door. What PETSc keeps must not keep this run: it gets what it needs of it, and no more."""
         snes, setting = self._ts.getSNES(), self._setting
         set_newton_defaults(snes, setting.dtype, matrix_free)
-        snes.setConvergenceTest(NewtonTest(self._f.recent, setting.dtype, setting.peers, self._failure))
+        self._newton = NewtonTest(self._f.recent, setting.dtype, setting.peers, self._failure)
+        snes.setConvergenceTest(self._newton)
 
     def _start(self, y0: Tensor) -> None:
         ts, clock, s = self._ts, self._clock, self._setting.s

@@ -39,6 +39,11 @@ class NewtonTest:
         self._test: StageTest | None = None
         self._snes: Any = None
 
+    def read_options(self, snes: PETSc.SNES) -> None:
+        """Take over the tolerances that are given, while the options of this solve are in the database."""
+        me = weakref.proxy(self)  # a method of this object's would be a cycle
+        self._test = StageTest(snes, self._dtype, self._peers, 1, lambda x: me._scale(x), lambda v: me._product(v))
+
     def __call__(self, snes: PETSc.SNES, k: int, norms: tuple[float, float, float]) -> int:
         """PETSc's reason to end at iterate k; 0 to go on."""
         self._snes = snes
@@ -49,9 +54,7 @@ class NewtonTest:
         return PETSc.SNES.ConvergedReason.DIVERGED_FUNCTION_NANORINF if reason is None else reason
 
     def _ended(self, snes: PETSc.SNES, k: int, norms: tuple[float, float, float]) -> int:
-        if self._test is None:  # by now the options have been read
-            me = weakref.proxy(self)  # a method of this object's would be a cycle
-            self._test = StageTest(snes, self._dtype, self._peers, 1, lambda x: me._scale(x), lambda v: me._product(v))
+        assert self._test is not None
         return self._test.ended(snes, k, norms, read(snes.getFunction()[0]))
 
     def _scale(self, x: PETSc.Vec) -> Tensor:

@@ -29,6 +29,7 @@ States = list[Tensor]
 
 _ONE_AT_A_TIME = threading.RLock()  # NOTE 1; re-entrant: func may itself solve
 _PATIENCE = 1.0  # seconds: a function that is looked at may be called by one that waits for it, in another thread
+_LOOKS = 30  # at a function while other threads draw: one without their numbers is enough
 _LIMIT = 300.0  # seconds after which one that draws and is to wait is taken to be so called
 
 
@@ -64,10 +65,11 @@ def see_whether_it_draws(call: Callable[[], T], device: torch.device, *, again: 
         if _same(before, after):
             return value, False
         if again and threading.active_count() > 1:
-            start = generator_states(device)
-            value = call()
-            if _same(start, generator_states(device)):
-                return value, False
+            for _ in range(_LOOKS):
+                start = generator_states(device)
+                value = call()
+                if _same(start, generator_states(device)):
+                    return value, False
             set_generator_states(device, before)
             value = call()
             if not _same(after, generator_states(device)):  # somebody else is drawing, too
