@@ -37,6 +37,7 @@ from ..errors import SnapshotError
 _MAGIC = b"PFDESNP1"
 _PREFIX = struct.Struct("<8sQII")
 _ALIGN = 64
+_LONGEST = 2**48  # of a dimension; of an empty tensor nothing else bounds it
 _DTYPES = {str(x).removeprefix("torch."): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
 
 
@@ -225,7 +226,8 @@ def _tensor(content: bytearray, entry: dict[str, Any], start: int) -> torch.Tens
         count *= length
     if dtype is None:
         raise _UnusableError(f"has a tensor of dtype {kind!r} in its header")
-    if at < 0 or at % _ALIGN or max(count, *shape, 0) * dtype.itemsize + at + start > max(len(content), at + start):
+    beyond = count * dtype.itemsize + at + start > max(len(content), at + start) or max(shape, default=0) > _LONGEST
+    if at < 0 or at % _ALIGN or beyond:
         raise _UnusableError(f"has a tensor of {count} x {kind} at {at} in its header, which is not in its bytes")
     if count == 0:
         return torch.empty(shape, dtype=dtype)

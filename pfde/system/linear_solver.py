@@ -100,6 +100,23 @@ class LinearSolver:
         what = "adjoint" if transpose else "tangent linear"
         self._operator.update(at, w)
         self._ksp.setOperators(self._operator.mat, self._operator.pmat)
+        try:
+            return self._measured(what, n, t, b, transpose=transpose)
+        except ConvergenceError:
+            raise
+        except BaseException:
+            self._renew()
+            raise
+
+    def _renew(self) -> None:
+        """Where an exception has come through PETSc, it leaves its vectors locked."""
+        self._ksp.reset()
+        self._x, self._b, self._rho, self._total = (
+            own.duplicate() for own in (self._x, self._b, self._rho, self._total)
+        )
+
+    def _measured(self, what: str, n: int, t: float, b: Tensor, *, transpose: bool) -> Tensor:
+        """x, its true residual measured."""
         multiply = partial(self._multiply, transpose=transpose)
         rtol = self._ksp.getTolerances()[0]
         write(self._b, b)

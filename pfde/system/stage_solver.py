@@ -103,7 +103,13 @@ class StageSolver:
         write(self._x, guess)
         if self._lags:
             self._failure.guard(self._jacobian, self._x)
-        self._run(self._snes.solve, None, self._x)
+        try:
+            self._run(self._snes.solve, None, self._x)
+        except BaseException:  # it leaves its vectors locked where an exception has come through it
+            self._snes.reset()
+            self._x, self._g = self._x.duplicate(), self._g.duplicate()
+            self._attach()
+            raise
         self._newton_iterations += self._snes.getIterationNumber()
         self._linear_iterations += self._snes.getLinearSolveIterations()
         reason = self._snes.getConvergedReason()

@@ -143,12 +143,12 @@ class Case:
         """y' u at the outputs, (T, d)."""
         flat, flat_dot = (torch.cat([_real(x).reshape(-1) for x in parts]) for parts in (self.y0, y0_dot))
         peers = Peers(None)
-        with torch.no_grad(), solver_options(check_options(self.options), "", peers):
+        with torch.no_grad(), solver_options(check_options(self.options), "", peers) as prefix:
             if self.alpha is None:
-                return self._steps_tangent(flat, flat_dot, theta_dot, peers)
-            return self._history_tangent(flat, flat_dot, theta_dot, alpha_dot[0], peers)
+                return self._steps_tangent(flat, flat_dot, theta_dot, peers, prefix)
+            return self._history_tangent(flat, flat_dot, theta_dot, alpha_dot[0], peers, prefix)
 
-    def _steps_tangent(self, y: Tensor, y_dot: Tensor, theta_dot: list[Tensor], peers: Peers) -> Tensor:
+    def _steps_tangent(self, y: Tensor, y_dot: Tensor, theta_dot: list[Tensor], peers: Peers, prefix: str) -> Tensor:
         problem = OrdinaryProblem(
             scheme=self._one_step,
             times=tuple(self._times.anchors),
@@ -159,7 +159,7 @@ class Case:
             func=self.func,
             parameters=self.parameters,
             peers=peers,
-            options_prefix="",
+            options_prefix=prefix,
             stats=Stats(self._one_step.name),
         )
         system, found = cast(System, problem.bare_system(y)), {0: y_dot}
@@ -172,7 +172,7 @@ class Case:
         return torch.stack([found[n] for n in accumulate(self._pieces, initial=0)])
 
     def _history_tangent(
-        self, flat: Tensor, flat_dot: Tensor, theta_dot: list[Tensor], alpha_dot: Tensor, peers: Peers
+        self, flat: Tensor, flat_dot: Tensor, theta_dot: list[Tensor], alpha_dot: Tensor, peers: Peers, prefix: str
     ) -> Tensor:
         assert self.alpha is not None
         function = TorchFunction(self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid, peers)
@@ -187,12 +187,12 @@ class Case:
             func=self.func,
             parameters=self.parameters,
             peers=peers,
-            options_prefix="",
+            options_prefix=prefix,
             stats=Stats(self.scheme.name),
         )
         found = tangent_sweep(
             Trajectory(problem.prepare(self.alpha, flat), flat, None),
-            bare_system(function, implicit=self.scheme.implicit),
+            bare_system(function, implicit=self.scheme.implicit, options_prefix=prefix),
             flat_dot,
             alpha_dot.cpu().reshape(-1),
             theta_dot,
