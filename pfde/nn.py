@@ -14,6 +14,7 @@ from .history import Bounded, Exact
 from .ordinary import odeint
 from .ordinary_arguments import check_monotone, check_ode_method
 from .solving import LEAST_STEPS, solve_history
+from .system.peers import CALL, Peers
 
 _Given = tuple[Tensor | int, ...] | None  # params= of a block; a number is a place in the registered ones
 
@@ -114,6 +115,7 @@ class FDEBlock(nn.Module):
         """y at t_1, of y0's shape; at all times of t with `return_all`."""
         t = torch.tensor(self.t, dtype=torch.float64)
         params = _params_of(self, self._given)
+        Peers(self._keywords["comm"]).same({CALL: "fdeint"})
         y = solve_history(self.func, y0, t, self.alpha, params=params, least=LEAST_STEPS, **self._keywords).y
         return y if self.return_all else last_of(y)
 

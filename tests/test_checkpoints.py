@@ -176,7 +176,8 @@ def test_the_bytes_of_a_snapshot_follow_from_nodes_window_and_state(method):
     state = (Q + scheme.window - 1 + 1) * 24
     assert solve.stats.snapshot_bytes_peak == state
     # A leaf has y_n, and of `pece` the predictor, which a bounded history cannot give again.
-    assert Watched.sizes == Sizes(N, state, 48 if method == "pece" else 24, 32, 31 * 24)
+    assert Watched.sizes[:5] == Sizes(N, state, 48 if method == "pece" else 24, 32, 31 * 24)[:5]
+    assert Watched.sizes.sweep_bytes >= state  # the sweep itself has a state, and the rows of its band and block
 
 
 @pytest.mark.parametrize("history", BOUNDED)
