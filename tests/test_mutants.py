@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pfde import testing
+from pfde.errors import ReplayError
 from pfde.schemes.base import ExplicitScheme, ImplicitScheme
 from pfde.schemes.product_integration import PredictorCorrector
 from pfde.sweeps.adjoint import AdjointSweep, _Predictors
@@ -54,14 +55,14 @@ MUTANTS = {
         EVERY,
     ),
     "X_bar of y - y_0 with the wrong sign": Mutant(
-        AdjointSweep, "_step", "self._y0_bar.sub_(x_bar)", "self._y0_bar.add_(x_bar)", DERIVATIVE
+        AdjointSweep, "_step", "y0_bar.sub_(x_bar)", "y0_bar.add_(x_bar)", DERIVATIVE
     ),
-    "X_bar of y - y_0 dropped": Mutant(AdjointSweep, "_step", "self._y0_bar.sub_(x_bar)", "pass", DERIVATIVE),
+    "X_bar of y - y_0 dropped": Mutant(AdjointSweep, "_step", "y0_bar.sub_(x_bar)", "pass", DERIVATIVE),
     "sum of r_bar without the predictor's": Mutant(
         AdjointSweep,
         "_step",
-        "self._y0_bar.add_(r_bar)",
-        "self._y0_bar.add_(r_bar if c == 0 else 0 * r_bar)",
+        "y0_bar.add_(r_bar)",
+        "y0_bar.add_(r_bar if c == 0 else 0 * r_bar)",
         ("pece",),
     ),
     "cotangent of the first output dropped": Mutant(
@@ -69,34 +70,38 @@ MUTANTS = {
     ),
     "start column dropped": Mutant(AdjointSweep, "_step", "self._discretisation.weights.add_start(", "(", WITH_START),
     "start column one row early": Mutant(
-        AdjointSweep, "_step", "add_start(c, n, self._slope_bar", "add_start(c, n - 1, self._slope_bar", WITH_START
+        AdjointSweep, "_step", "add_start(c, n, slope_bar", "add_start(c, n - 1, slope_bar", WITH_START
     ),
     "start column of the corrector for the predictor": Mutant(
-        AdjointSweep, "_step", "add_start(c, n, self._slope_bar", "add_start(0, n, self._slope_bar", ("pece",)
+        AdjointSweep, "_step", "add_start(c, n, slope_bar", "add_start(0, n, slope_bar", ("pece",)
     ),
     "J_0^T F0_bar dropped from y0_bar": Mutant(
         AdjointSweep,
         "finish",
-        "y0_bar.add_(f.vjp(self._slope_bar, self._theta_bar))",
-        "f.vjp(self._slope_bar, self._theta_bar)",
+        "y0_bar.add_(f.vjp(self._slope_bar.total().to(y0_bar.dtype), self._theta_bar))",
+        "f.vjp(self._slope_bar.total().to(y0_bar.dtype), self._theta_bar)",
         WITH_START,
     ),
     "F0_bar dropped from theta_bar": Mutant(
-        AdjointSweep, "finish", "f.vjp(self._slope_bar, self._theta_bar)", "f.vjp(self._slope_bar)", WITH_START
+        AdjointSweep, "finish", "y0_bar.dtype), self._theta_bar)", "y0_bar.dtype))", WITH_START
     ),
     # the orders
     "start column dropped from alpha_bar": Mutant(
-        AdjointSweep, "finish", "self._alpha_bar.addcmul_(self._slope_dot_bar, trajectory.slope)", "pass", WITH_START
+        AdjointSweep, "finish", "torch.addcmul(alpha_bar, ", "(lambda a, *_: a)(alpha_bar, ", WITH_START
     ),
     "start column's derivative one row early": Mutant(
-        AdjointSweep, "_add_alpha", "add_start(c, n, self", "add_start(c, n - 1, self", ("euler", "pece", "trapezoid")
+        AdjointSweep,
+        "_add_alpha",
+        "add_start(c, n, slope_dot",
+        "add_start(c, n - 1, slope_dot",
+        ("euler", "pece", "trapezoid"),
     ),
     "w_bar dropped from alpha_bar": Mutant(
         AdjointSweep, "_add_alpha", "step.w_bar is not None", "False", ("pece", *IMPLICIT_INTEGRAL, *DERIVATIVE)
     ),
     "history dropped from alpha_bar": Mutant(AdjointSweep, "_add_alpha", "if z is not None", "if False", EVERY),
     "w_bar with the wrong sign": Mutant(
-        ImplicitScheme, "step_adjoint", "f.value * r_bar)", "-f.value * r_bar)", (*IMPLICIT_INTEGRAL, *DERIVATIVE)
+        ImplicitScheme, "step_adjoint", "f.value * r_bar, (", "-f.value * r_bar, (", (*IMPLICIT_INTEGRAL, *DERIVATIVE)
     ),
     "orders exchanged": Mutant(
         Orders, "collect", "index_add_(0, self.group,", "index_add_(0, len(self.alpha) - 1 - self.group,", EVERY
@@ -198,5 +203,8 @@ def test_every_mutant_is_noticed(monkeypatch, name):
     mutant = MUTANTS[name]
     mutate(monkeypatch, mutant)
     for method in mutant.methods:
-        against_autograd, dot_product = errors(method)
+        try:
+            against_autograd, dot_product = errors(method)
+        except ReplayError:  # it has f evaluated at other states
+            continue
         assert against_autograd > NOTICED and dot_product > NOTICED, (method, against_autograd, dot_product)
