@@ -6,7 +6,6 @@ Linear:  f at one (s, y) with its graph: the products of J = df/dy and P = df/dt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from .native_setting import NativeSetting, Stats
 from .sweeps.marks import REMEDY, Marks
 from .system.reached import Reached
 from .system.start import PETSc
+from .system.torch_function import all_finite
 
 
 class Counter:
@@ -86,8 +86,7 @@ class Part:
             raise RuntimeError(
                 f"{self._name} changed y in place at t={t:.6g}: write y = y + ... instead of y += ... in it"
             )
-        # A finite sum has finite terms, an infinite one may merely have overflowed.
-        if not math.isfinite(value.detach().sum().item()) and not bool(torch.isfinite(value).all()):
+        if not all_finite(value.detach()):
             raise NonFiniteError(
                 f"{self._name} returned NaN or inf at t={t:.6g}: reduce step_size, use an implicit method for stiff "
                 "problems, or check func and its parameters"
