@@ -16,7 +16,17 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 html_theme = "alabaster"
 
-PAGES = ("methods", "odes", "compressed_history", "schedules", "memory", "coming_from", "adjoint", "architecture")
+PAGES = (
+    "methods",
+    "odes",
+    "compressed_history",
+    "schedules",
+    "memory",
+    "coming_from",
+    "promises",
+    "adjoint",
+    "architecture",
+)
 
 
 def prepare(app: Any, name: str, source: list[str]) -> None:

@@ -56,7 +56,8 @@ class Entries:
             self._before.pop(name, None)
 
     def __del__(self) -> None:
-        self.remove()
+        if hasattr(self, "_before"):  # not where Ctrl-C came before
+            self.remove()
 
 
 @contextmanager

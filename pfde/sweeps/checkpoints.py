@@ -270,7 +270,7 @@ class CheckpointedSweep:
 
     def reverse(self, adjoint: Adjoint[T]) -> T:
         """The whole backward pass: execute the schedule from EndForward on. Releases the trajectory."""
-        self._reversing = True
+        self._reversing = self.trajectory.spent = True  # at once: the rows are overwritten, and Ctrl-C may end that
         adjoint.marks = self.marks
         try:
             while not isinstance(action := self._next(), EndReverse):
@@ -294,7 +294,7 @@ class CheckpointedSweep:
     def release(self) -> None:
         """Give up the trajectory and all snapshots."""
         self._sweep.close()
-        self.trajectory.release()  # its rows are overwritten, after an error half of them
+        self.trajectory.release()
         if self.snapshots is not None:
             self.snapshots.close()
 

@@ -117,7 +117,9 @@ class Marks:
             return False
         assert self._weights is not None
         moved = again(2.0 * eps * (self._weights - 1.0).sign())[i]
-        spread = _FAR * (_distance(moved, now) + noise + eps * size)
+        # states that were built again are not those of `now`: from where they were moved, f has changed the least
+        shift = min(_distance(moved, now), _distance(moved, values))
+        spread = _FAR * (shift + noise + eps * size)
         if not difference <= spread:
             return False
         self._allowed[i] = max(self._allowed[i], spread)
