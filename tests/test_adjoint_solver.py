@@ -1,5 +1,7 @@
 """The solver that the gradient trusts: an option makes the gradient right or a typed error, never another number."""
 
+import itertools
+
 import pytest
 import torch
 from petsc4py import PETSc
@@ -129,6 +131,34 @@ def test_terms_that_cancel_in_a_product_are_no_error(coupled):
         y = pfde.odeint(lambda t, y: y @ A, y0, t, method="beuler", step_size=0.25, options={"fde_jacobian": form})
         y[-1].sum().backward()
         assert float((y0.grad - 1.25**-4).abs().max()) < 4 * coupled * torch.finfo(D).eps
+
+
+@pytest.mark.parametrize(
+    "method, form",
+    [
+        *itertools.product(("bdf2", "cn"), ("dense", "blocks", "matrix_free")),
+        ("trapezoid", "dense"),
+        ("esdirk4", "blocks"),
+    ],
+)
+def test_fast_and_slow_reactions_are_no_error(method, form):
+    """Robertson's problem, whose matrix has entries of 1e-2 to 1e3: what rounding leaves is judged by their sizes."""
+
+    def f(t, y):
+        a, b, c = y.unbind(-1)
+        slow, back, fast = 0.04 * a, 1e4 * b * c, 3e7 * b * b
+        return torch.stack([back - slow, slow - back - fast, fast], -1)
+
+    y0 = torch.tensor([[1.0, 0.0, 0.0], [0.9, 1e-5, 0.1]], dtype=D, requires_grad=True)
+    if form == "dense":
+        y0 = y0[:1]
+    alpha = 0.7 if method in ("bdf2", "trapezoid") else 1.0
+    t = torch.tensor([0.0, 40.0], dtype=D)
+    y = pfde.solve(f, y0, t, alpha, method=method, step_size=0.625, options={"fde_jacobian": form}).y
+    (found,) = torch.autograd.grad(y[-1].square().sum(), y0)
+    y = pfde.solve(f, y0, t, alpha, method=method, step_size=0.625, gradient=pfde.Backprop()).y
+    (exact,) = torch.autograd.grad(y[-1].square().sum(), y0)
+    assert float((found - exact).norm() / exact.norm()) < 1e-7
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,28 @@ def test_rows_without_y(diagonal):
     assert_close_by_component(y[torch.float32], y[torch.float64], y[torch.float64].abs(), 4 * 10 * EPS32)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_stages_of_reaction_networks_end(seed):
+    """Random mass action with rates over ten decades, matrix-free: species that vanish keep no stage from its end."""
+    g = torch.Generator().manual_seed(seed)
+    d = int(torch.randint(2, 9, (1,), generator=g))
+    rates = 10 ** (torch.rand(2 * d, generator=g, dtype=torch.float64) * 10 - 4)
+    taken, with_it, made = (torch.randint(d, (2 * d,), generator=g) for _ in range(3))
+    second_order = torch.rand(2 * d, generator=g) < 0.5
+    change = torch.zeros(2 * d, d, dtype=torch.float64)
+    change[torch.arange(2 * d), taken] -= 1
+    change[torch.arange(2 * d), made] += 1
+
+    def f(t, y):
+        return (rates * y[taken] * torch.where(second_order, y[with_it], 1.0)) @ change
+
+    y0 = torch.rand(d, generator=g, dtype=torch.float64) * 10 ** (-4 * torch.rand(d, generator=g, dtype=torch.float64))
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    options = {"fde_jacobian": "matrix_free"}
+    y = pfde.solve(f, y0, t, 1.0, method="beuler", step_size=0.1, options=options).y
+    assert abs(float(y[-1].sum() - y0.sum())) < 1e-12  # nothing is lost
+
+
 def test_newton_counts_where_nothing_is_small():
     """A network of moderate size: the steps of Newton's method are those that a norm would ask for."""
     torch.manual_seed(0)
@@ -161,6 +183,18 @@ def test_newton_counts_where_nothing_is_small():
     y0, t = torch.randn(8, 32, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
     solution = pfde.solve(lambda t, y: torch.tanh(y @ A) @ B - y, y0, t, 1.0, method="trapezoid", step_size=0.05)
     assert solution.stats.newton_iterations <= 3 * 20 + 2
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float64, 2.5), (torch.float32, 1.5)])
+def test_later_stages_start_near_their_solutions(dtype, most):
+    """Lotka-Volterra, 50 steps of esdirk4's five implicit stages; from the stage before they take 3 and 2 each."""
+
+    def f(t, y):
+        return torch.stack([1.1 * y[0] - 0.4 * y[0] * y[1], 0.1 * y[0] * y[1] - 0.4 * y[1]])
+
+    y0, t = torch.tensor([10.0, 5.0], dtype=dtype), torch.tensor([0.0, 5.0])
+    solution = pfde.solve(f, y0, t, 1.0, method="esdirk4", step_size=0.1)
+    assert solution.stats.newton_iterations <= most * 5 * 50
 
 
 def test_given_tolerances_are_petscs():

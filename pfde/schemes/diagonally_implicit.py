@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..system.base import Linearisation, System
 from .one_step import Interval, OneStep, Sources, Step, StepBars, TimeBars
+from .stage_guess import StageGuess
 from .sums_of_slopes import accumulate, add_lost, advance, combine, nonzero, polynomial, value_of, weighted_sum
 from .tableaux import AdditiveTableau, Tableau
 
@@ -177,20 +178,22 @@ class DiagonallyImplicit(_Implicit):
     ) -> Step:
         """The first `count` stages; the last of all takes in the carry."""
         step, mass_y = Step(y, [], [], []), system.mass(y)
-        state = y
+        guess = StageGuess(y, predicts=mass_y is y)
         for i, a in enumerate(self._diagonal[:count]):
             t = at.time(self.nodes[i])
             if a:
                 r = combine(mass_y, at.h, self._a[i], step.slopes)
                 if carry is not None and i == len(self._d) - 1:
                     r = r + carry / self._d[i]
-                state, f = system.solve(at.n, t, r, at.h * a, state)
+                state, f = system.solve(at.n, t, r, at.h * a, guess.next(r, at.h * a))
                 _add(step, state, f.value, f, keep)
             elif keep:
                 f = system.linearise(at.n, t, y)
                 _add(step, y, f.value, f, keep)
             else:
                 _add(step, y, system.evaluate(at.n, t, y) if first is None else first, None, keep)
+            if i + 1 < count:
+                guess.learn(step.states[-1], step.slopes[-1], at.h * a)
         return step
 
     def adjoint(
@@ -302,12 +305,12 @@ class Additive(_Implicit):
         states: list[Tensor] = []
         slopes = [y] * (2 * s)  # each in its place as soon as it is known
         kept: dict[int, Linearisation] = {}
-        state = y
+        state, guess = y, StageGuess(y)
         for i, a in enumerate(self._diagonal):
             t = at.time(self.nodes[i])
             if a:
                 r = combine(y, at.h, self._both[i], slopes)
-                state, kept[i] = stiff.solve(at.n, t, r, at.h * a, state)
+                state, kept[i] = stiff.solve(at.n, t, r, at.h * a, guess.next(r, at.h * a))
                 slopes[i] = kept[i].value
             elif keep:
                 kept[i] = stiff.linearise(at.n, t, state)
@@ -320,6 +323,8 @@ class Additive(_Implicit):
             else:
                 slopes[s + i] = nonstiff.evaluate(at.n, t, state)
             states.append(state)
+            if i + 1 < s:
+                guess.learn(state, slopes[i], at.h * a)
         if rows is not None:
             for row, stage in zip(rows, states[-len(rows) :], strict=True):
                 row.copy_(stage)

@@ -130,6 +130,10 @@ class BlockLU:
         matrix = self._matrix.mT if transpose else self._matrix
         return (matrix @ x.view(self._blocks, self._size, 1)).reshape(-1)
 
+    def sizes(self, x: Tensor) -> Tensor:
+        """|A| |x|: the sizes of the terms of A x."""
+        return (self._matrix.abs() @ x.abs().view(self._blocks, self._size, 1)).reshape(-1)
+
     def setUp(self, _pc: PETSc.PC) -> None:
         """Assemble and factorise; PETSc calls it whenever A has changed."""
         self._lu = self._products.failure.guard(self._factorise)
@@ -212,7 +216,10 @@ class Assembled:
         target.shift(1.0)
 
 
-def random_factors(size: int, device: torch.device) -> Tensor:
-    """Fixed numbers of random sign and sizes from 1/2 to 3/2: |A (u x)| estimates |A| |x|, whatever cancels in A x."""
-    u = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) - 0.5
+def random_factors(size: int, device: torch.device, draw: int = 0) -> Tensor:
+    """Fixed numbers of random sign and sizes from 1/2 to 3/2: |A (u x)| estimates |A| |x|, whatever cancels in A x.
+
+    draw : the number of a set; each is another
+    """
+    u = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size + draw)) - 0.5
     return (2 * u + 0.5 * u.sign()).to(device)

@@ -27,7 +27,7 @@ from ..errors import ConvergenceError, PfdeError
 from .base import Linearisation, OnGraph, System, Weight
 from .linear_solver import LinearSolver, Operator
 from .mass import Mass
-from .operators import block_lu
+from .operators import block_lu, random_factors
 from .peers import Peers
 from .solver_defaults import set_newton_defaults
 from .solver_options import require_residual_solver
@@ -70,6 +70,7 @@ class StageSolver:
         self._at: Linearisation | None = None
         self._y: Tensor | None = None
         self._r_abs = torch.empty(0)
+        self._factors: Tensor | None = None
         self._newton_iterations = self._linear_iterations = 0
         self._attach()
         precision = precision or dtype
@@ -83,7 +84,7 @@ class StageSolver:
         self._lags = PETSc.Options(prefix).hasName("snes_lag_jacobian")
         # A method of the proxy's would be one of this object's, and a cycle.
         self._test = StageTest(
-            snes, precision, peers, operator.systems, lambda x: me._scale(x), lambda v: me._product(v)
+            snes, precision, peers, operator.systems, lambda x: me._scale(x), lambda y: me._coupling(y)
         )
         self._linear = LinearSolver(
             operator, vec, dtype, prefix, lambda *arguments: me._run(*arguments), precision=precision
@@ -222,14 +223,16 @@ class StageSolver:
         y = read(x)
         return wf.abs_().add_(self._r_abs) + (y if self._mass is None else self._mass.apply(y)).abs()
 
-    def _product(self, v: Tensor) -> Tensor:
-        """A v with the matrix of the last Newton step, a new tensor; by its entries where these are known."""
+    def _coupling(self, y: Tensor) -> Tensor:
+        """|A| |y|, or its estimate, with the matrix of the last Newton step; a new tensor."""
         if self._blocks is not None and self._blocks.is_current:
-            return self._blocks.multiply(v, transpose=False)
-        x, y = self._x.duplicate(), self._x.duplicate()
-        write(x, v)
-        self._operator.mat.mult(x, y)
-        return read(y).clone()
+            return self._blocks.sizes(y)
+        if self._factors is None:
+            self._factors = random_factors(len(y), y.device)
+        signed, product = self._x.duplicate(), self._x.duplicate()
+        write(signed, y * self._factors)
+        self._operator.mat.mult(signed, product)
+        return read(product).abs()
 
     def _jacobian(self, x: PETSc.Vec) -> None:
         assert self._stage is not None

@@ -13,11 +13,11 @@ in every component: (2) also asks for tau max|delta| <= eps |y_i|. Independent s
 judged one by one. Where y itself is rounded, f changes by J times that, more than (1) where large terms cancel, in
 f_i = k (y_1 - y_2) say. No Newton step can do better, so a component is also at its floor when
 
-    |G_i| <= 4 eps |A (u y)|_i,   A = M - w J               (3)
+    |G_i| <= 4 eps (|A| |y|)_i,   A = M - w J               (3)
 
-with fixed factors u of random sign and sizes from 1/2 to 3/2, an estimate of (|A| |y|)_i for one product with A. It is
-formed only when (1), (2) do not hold and the state as a whole is done, or |G| falls no more. What no estimate sees (a
-function that cancels inside) ends when two iterations in a row have not halved the largest excess.
+or, where A is not known by its entries, its estimate |A (u y)|_i with fixed factors u of random sign and sizes from 1/2
+to 3/2. It is formed only when (1), (2) do not hold and the state as a whole is done, or |G| falls no more. What no
+estimate sees (a function that cancels inside) ends when two iterations in a row have not halved the largest excess.
 
 All this is for Newton's method. Those that converge linearly (`-snes_type anderson`, ngmres, ...) end by the norm of G.
 The first iterate is done only if G = 0. -snes_rtol, -snes_atol and -snes_stol, when given, end Newton's method as PETSc
@@ -33,7 +33,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .operators import random_factors
 from .peers import Peers
 from .solver_defaults import step_tolerance
 from .start import PETSc
@@ -55,7 +54,7 @@ class StageTest:
     peers : the ranks that share the state
     systems : the number of independent systems of equal size that the state consists of
     scale : x -> the sizes of the terms of G there, the bracket of (1)
-    coupling : v -> A v with the matrix of the last Newton step
+    coupling : y -> the right-hand side of (3) without its factor, with the matrix of the last Newton step
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class StageTest:
         self._forced = options.getBool("snes_force_iteration", False)
         self._direct = snes.getKSP().getType() == PETSc.KSP.Type.PREONLY
         self._divergence, self._most = snes.getDivergenceTolerance(), snes.getMaxFunctionEvaluations()
-        self._factors: Tensor | None = None
         self._last = torch.empty(0)
         self._first = self._excess = self._norm_before = 0.0
         self._stalls = 0
@@ -135,15 +133,17 @@ class StageTest:
         if not (done or stagnant):
             self._excess, self._stalls = math.inf, 0
             return _REASON.CONVERGED_ITERATING
-        left &= g > self._coupling(x * self._signs(x)).abs_().mul_(_FLOOR * self._eps)  # nor does (3)
+        left &= g > self._coupling(x).mul_(_FLOOR * self._eps)  # nor does (3)
         if not self._anywhere(left):
             return _REASON.CONVERGED_FNORM_ABS
         if not done:
             return _REASON.CONVERGED_ITERATING
         worst = torch.fmin(g / (scale * (_FLOOR * self._eps)), step / (size * self._small))[left]
         excess = self._largest(worst)
-        self._stalls = self._stalls + 1 if excess > 0.5 * self._excess else 0
-        self._excess = excess
+        if excess < 0.5 * self._excess:
+            self._excess, self._stalls = excess, 0
+        else:
+            self._stalls += 1
         return _REASON.CONVERGED_SNORM_RELATIVE if self._stalls == _STALLS else _REASON.CONVERGED_ITERATING
 
     def _in_system(self, mask: Tensor) -> Tensor | bool:
@@ -161,9 +161,3 @@ class StageTest:
 
     def _norm(self, x: Tensor) -> float:
         return self._peers.sum(float(torch.dot(x, x))) ** 0.5
-
-    def _signs(self, like: Tensor) -> Tensor:
-        """u of (3), the same in every pass."""
-        if self._factors is None:
-            self._factors = random_factors(len(like), like.device)
-        return self._factors
