@@ -23,11 +23,12 @@ from .native_setting import NativeSetting
 from .petsc_options import Entries, database_in_use
 from .system.base import Failure
 from .system.linear_solver import reason_name, true_residual
+from .system.operators import estimated_sizes
 from .system.peers import Peers
 from .system.solver_defaults import adjoint_ksp, matrix_free
 from .system.stage_test import StageTest
 from .system.start import PETSc
-from .system.vectors import read, write
+from .system.vectors import read
 
 
 class NewtonTest:
@@ -42,7 +43,7 @@ class NewtonTest:
     def read_options(self, snes: PETSc.SNES) -> None:
         """Take over the tolerances that are given, while the options of this solve are in the database."""
         me = weakref.proxy(self)  # a method of this object's would be a cycle
-        self._test = StageTest(snes, self._dtype, self._peers, 1, lambda x: me._scale(x), lambda v: me._product(v))
+        self._test = StageTest(snes, self._dtype, self._peers, 1, lambda x: me._scale(x), lambda y: me._coupling(y))
 
     def __call__(self, snes: PETSc.SNES, k: int, norms: tuple[float, float, float]) -> int:
         """PETSc's reason to end at iterate k; 0 to go on."""
@@ -60,12 +61,8 @@ class NewtonTest:
     def _scale(self, x: PETSc.Vec) -> Tensor:
         return read(x).abs().mul_(abs(self._recent.shift)).add_(self._recent.terms)
 
-    def _product(self, v: Tensor) -> Tensor:
-        x = self._snes.getSolution()
-        signed, product = x.duplicate(), x.duplicate()
-        write(signed, v)
-        self._snes.getJacobian()[0].mult(signed, product)
-        return read(product).clone()
+    def _coupling(self, y: Tensor) -> Tensor:
+        return estimated_sizes(self._snes.getJacobian()[0], y, self._snes.getSolution())
 
 
 class AdjointSolver:

@@ -223,3 +223,11 @@ def random_factors(size: int, device: torch.device, draw: int = 0) -> Tensor:
     """
     u = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size + draw)) - 0.5
     return (2 * u + 0.5 * u.sign()).to(device)
+
+
+def estimated_sizes(mat: PETSc.Mat, y: Tensor, like: PETSc.Vec) -> Tensor:
+    """An estimate of |A| |y|, for one product with A; a new tensor."""
+    signed, product = like.duplicate(), like.duplicate()
+    write(signed, y * random_factors(len(y), y.device))
+    mat.mult(signed, product)
+    return read(product).abs()

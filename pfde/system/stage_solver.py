@@ -27,7 +27,7 @@ from ..errors import ConvergenceError, PfdeError
 from .base import Linearisation, OnGraph, System, Weight
 from .linear_solver import LinearSolver, Operator
 from .mass import Mass
-from .operators import block_lu, random_factors
+from .operators import block_lu, estimated_sizes
 from .peers import Peers
 from .solver_defaults import set_newton_defaults
 from .solver_options import require_residual_solver
@@ -70,7 +70,6 @@ class StageSolver:
         self._at: Linearisation | None = None
         self._y: Tensor | None = None
         self._r_abs = torch.empty(0)
-        self._factors: Tensor | None = None
         self._newton_iterations = self._linear_iterations = 0
         self._attach()
         precision = precision or dtype
@@ -227,12 +226,7 @@ class StageSolver:
         """|A| |y|, or its estimate, with the matrix of the last Newton step; a new tensor."""
         if self._blocks is not None and self._blocks.is_current:
             return self._blocks.sizes(y)
-        if self._factors is None:
-            self._factors = random_factors(len(y), y.device)
-        signed, product = self._x.duplicate(), self._x.duplicate()
-        write(signed, y * self._factors)
-        self._operator.mat.mult(signed, product)
-        return read(product).abs()
+        return estimated_sizes(self._operator.mat, y, self._x)
 
     def _jacobian(self, x: PETSc.Vec) -> None:
         assert self._stage is not None
