@@ -240,6 +240,16 @@ def assert_close(found, expected, rtol=RTOL):
         assert error <= rtol, f"relative error {error:.1e}, allowed {rtol:.0e}"
 
 
+def gradient_unless_noticed(case, y, inputs):
+    """The gradient of |y|^2, or None where func was found to be another."""
+    try:
+        return torch.autograd.grad(y.square().sum(), inputs)
+    except pfde.ReplayError as error:
+        assert "step " in str(error) and "what it was in the forward pass" in str(error)
+        assert not case.keeps_graphs
+        return None
+
+
 @bounded(20)
 @given(every_case, st.sampled_from(list(NOTICED)))
 def test_what_cannot_be_held_is_noticed(case, kind):
@@ -247,15 +257,12 @@ def test_what_cannot_be_held_is_noticed(case, kind):
     f, y0 = make(), start()
     y = case.solve(f, y0, case.gradient())
     change(f)
-    inputs = (y0, *f.net.parameters())
     try:
-        found = torch.autograd.grad(y.square().sum(), inputs)
-    except pfde.ReplayError as error:
-        assert "step " in str(error) and "what it was in the forward pass" in str(error)
-        assert not case.keeps_graphs
-        return
+        found = gradient_unless_noticed(case, y, (y0, *f.net.parameters()))
     except RuntimeError as error:  # torch's own check, of what a graph keeps and of parameters
         assert "modified by an inplace operation" in str(error)
+        return
+    if found is None:
         return
     assert case.store == "graph" and not case.symplectic, "neither noticed nor kept"
     if kind != "a parameter through .data":  # which is there to go behind autograd's back
@@ -269,12 +276,8 @@ def test_what_is_another_at_each_call_is_noticed(case, kind):
     make = BY_ITSELF[kind]
     f, y0 = make(), start()
     y = case.solve(f, y0, case.gradient())
-    inputs = (y0, *f.net.parameters())
-    try:
-        found = torch.autograd.grad(y.square().sum(), inputs)
-    except pfde.ReplayError as error:
-        assert "step " in str(error) and "what it was in the forward pass" in str(error)
-        assert not case.keeps_graphs
+    found = gradient_unless_noticed(case, y, (y0, *f.net.parameters()))
+    if found is None:
         return
     if kind != "spectral_norm":  # which is the same function once its iteration has converged
         assert case.store == "graph" and not case.symplectic, "neither noticed nor kept"

@@ -54,7 +54,7 @@ ONLY = {"schemes": {"system.base", "special"}, "gradients": {"schedules"}}
 FAMILIES = {
     "schemes": [
         *("base", "rooted_trees", "coefficients", "tableau", "explicit_tableaux", "implicit_tableaux", "tableaux"),
-        *("sums_of_slopes", "one_step", "runge_kutta", "diagonally_implicit"),
+        *("sums_of_slopes", "one_step", "stage_guess", "runge_kutta", "diagonally_implicit"),
     ],
     "history": ["base", "skeleton", "nodes", "bounded"],
     "schedules": ["base", "snapshot_file", "storage", "store_all"],
