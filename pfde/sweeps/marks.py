@@ -6,7 +6,8 @@ Equal bits are the rule: the same operations on the same states. Where they diff
 function by evaluating f once more as the forward pass did: without a graph some of torch's kernels are others. Where
 the states themselves are built again by other operations, f is also evaluated at states that differ by rounding, to see
 what that changes. A difference that has been explained once is allowed from then on. On several ranks, where one cannot
-evaluate f alone, half of the digits must agree. Cost: one inner product a step in both passes, and 8 bytes.
+evaluate f alone, half of the digits must agree. Cost of a step, for `pece` twice: an inner product in both passes, 8
+bytes.
 """
 
 from __future__ import annotations
