@@ -136,7 +136,7 @@ def test_coupling_with_large_terms_that_cancel_ends(form, k):
 def test_values_that_underflow_end():
     """y falls by 1e-11 in each step, to the smallest floats and below."""
     y = solve(lambda t, y: -1e12 * y, torch.tensor([0.5]), 1.0, "esdirk4", 10, torch.float32)
-    assert float(y) == 0.0
+    assert abs(float(y)) < torch.finfo(torch.float32).tiny
 
 
 @pytest.mark.parametrize("diagonal", [True, False])
