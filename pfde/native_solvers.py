@@ -23,7 +23,7 @@ from .native_setting import NativeSetting
 from .petsc_options import Entries, database_in_use
 from .system.base import Failure
 from .system.linear_solver import reason_name, true_residual
-from .system.operators import estimated_sizes
+from .system.operators import signed_product
 from .system.peers import Peers
 from .system.solver_defaults import adjoint_ksp, matrix_free
 from .system.stage_test import StageTest
@@ -43,7 +43,7 @@ class NewtonTest:
     def read_options(self, snes: PETSc.SNES) -> None:
         """Take over the tolerances that are given, while the options of this solve are in the database."""
         me = weakref.proxy(self)  # a method of this object's would be a cycle
-        self._test = StageTest(snes, self._dtype, self._peers, 1, lambda x: me._scale(x), lambda y: me._coupling(y))
+        self._test = StageTest(snes, self._dtype, self._peers, 1, lambda x: me._scale(x), lambda x: me._coupling(x))
 
     def __call__(self, snes: PETSc.SNES, k: int, norms: tuple[float, float, float]) -> int:
         """PETSc's reason to end at iterate k; 0 to go on."""
@@ -61,8 +61,9 @@ class NewtonTest:
     def _scale(self, x: PETSc.Vec) -> Tensor:
         return read(x).abs().mul_(abs(self._recent.shift)).add_(self._recent.terms)
 
-    def _coupling(self, y: Tensor) -> Tensor:
-        return estimated_sizes(self._snes.getJacobian()[0], y, self._snes.getSolution())
+    def _coupling(self, x: PETSc.Vec) -> Tensor:
+        product = signed_product(self._snes.getJacobian()[0].mult, x)
+        return read(product).abs()
 
 
 class AdjointSolver:

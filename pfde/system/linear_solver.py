@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import ConvergenceError
 from .base import Failure, Linearisation, Weight
-from .operators import block_lu, random_factors
+from .operators import block_lu, signed_product
 from .solver_defaults import adjoint_ksp
 from .solver_options import require_preconditioner
 from .start import PETSc
@@ -178,10 +178,7 @@ def true_residual(
     for draw in range(_DRAWS):
         if not allowed < residual < math.inf:
             break
-        terms, signed = rho.duplicate(), x.duplicate()
-        write(signed, read(x) * random_factors(x.getLocalSize(), read(x).device, draw))
-        multiply(signed, terms)
-        allowed = max(allowed, least + rounding * terms.norm())
+        allowed = max(allowed, least + rounding * signed_product(multiply, x, draw).norm())
     return residual, allowed
 
 

@@ -225,9 +225,13 @@ def random_factors(size: int, device: torch.device, draw: int = 0) -> Tensor:
     return (2 * u + 0.5 * u.sign()).to(device)
 
 
-def estimated_sizes(mat: PETSc.Mat, y: Tensor, like: PETSc.Vec) -> Tensor:
-    """An estimate of |A| |y|, for one product with A; a new tensor."""
-    signed, product = like.duplicate(), like.duplicate()
-    write(signed, y * random_factors(len(y), y.device))
-    mat.mult(signed, product)
-    return read(product).abs()
+def signed_product(multiply: Callable[..., None], x: PETSc.Vec, draw: int = 0) -> PETSc.Vec:
+    """A (u x), whose sizes estimate |A| |x|, for one product with A. Collective.
+
+    multiply : (x, y) -> y = A x
+    draw : which factors u
+    """
+    signed, product = x.duplicate(), x.duplicate()
+    write(signed, read(x) * random_factors(x.getLocalSize(), read(x).device, draw))
+    multiply(signed, product)
+    return product

@@ -27,7 +27,7 @@ from ..errors import ConvergenceError, PfdeError
 from .base import Linearisation, OnGraph, System, Weight
 from .linear_solver import LinearSolver, Operator
 from .mass import Mass
-from .operators import block_lu, estimated_sizes
+from .operators import block_lu, signed_product
 from .peers import Peers
 from .solver_defaults import set_newton_defaults
 from .solver_options import require_residual_solver
@@ -83,7 +83,7 @@ class StageSolver:
         self._lags = PETSc.Options(prefix).hasName("snes_lag_jacobian")
         # A method of the proxy's would be one of this object's, and a cycle.
         self._test = StageTest(
-            snes, precision, peers, operator.systems, lambda x: me._scale(x), lambda y: me._coupling(y)
+            snes, precision, peers, operator.systems, lambda x: me._scale(x), lambda x: me._coupling(x)
         )
         self._linear = LinearSolver(
             operator, vec, dtype, prefix, lambda *arguments: me._run(*arguments), precision=precision
@@ -222,11 +222,12 @@ class StageSolver:
         y = read(x)
         return wf.abs_().add_(self._r_abs) + (y if self._mass is None else self._mass.apply(y)).abs()
 
-    def _coupling(self, y: Tensor) -> Tensor:
-        """|A| |y|, or its estimate, with the matrix of the last Newton step; a new tensor."""
+    def _coupling(self, x: PETSc.Vec) -> Tensor:
+        """|A| |x|, or its estimate, with the matrix of the last Newton step; a new tensor."""
         if self._blocks is not None and self._blocks.is_current:
-            return self._blocks.sizes(y)
-        return estimated_sizes(self._operator.mat, y, self._x)
+            return self._blocks.sizes(read(x))
+        product = signed_product(self._operator.mat.mult, x)
+        return read(product).abs()
 
     def _jacobian(self, x: PETSc.Vec) -> None:
         assert self._stage is not None

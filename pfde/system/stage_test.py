@@ -54,7 +54,7 @@ class StageTest:
     peers : the ranks that share the state
     systems : the number of independent systems of equal size that the state consists of
     scale : x -> the sizes of the terms of G there, the bracket of (1)
-    coupling : y -> the right-hand side of (3) without its factor, with the matrix of the last Newton step
+    coupling : x -> the right-hand side of (3) without its factor, with the matrix of the last Newton step
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StageTest:
         peers: Peers,
         systems: int,
         scale: Callable[[PETSc.Vec], Tensor],
-        coupling: Callable[[Tensor], Tensor],
+        coupling: Callable[[PETSc.Vec], Tensor],
     ) -> None:
         self._peers, self._systems, self._scale, self._coupling = peers, systems, scale, coupling
         self._eps, self._tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
@@ -133,7 +133,7 @@ class StageTest:
         if not (done or stagnant):
             self._excess, self._stalls = math.inf, 0
             return _REASON.CONVERGED_ITERATING
-        left &= g > self._coupling(x).mul_(_FLOOR * self._eps)  # nor does (3)
+        left &= g > self._coupling(snes.getSolution()).mul_(_FLOOR * self._eps)  # nor does (3)
         if not self._anywhere(left):
             return _REASON.CONVERGED_FNORM_ABS
         if not done:
