@@ -135,9 +135,9 @@ def gradient(job: Job) -> dict[str, Any]:
 
 def history(job: Job) -> dict[str, Any]:
     """CPU seconds of one pass of each history, and the integral of the dense one's."""
-    from pfde.schemes import METHODS
-    from pfde.sweeps.discretisation import Discretisation
-    from pfde.sweeps.grid import Grid, Orders
+    from pfde.caputo.discretisation import Discretisation
+    from pfde.caputo.grid import Grid, Orders
+    from pfde.caputo.schemes import METHODS
 
     N, d, dtype, device = job.steps, job.width, torch.float32, torch.device("cpu")
     grid = Grid(0.0, 1 / N, N, 1.0)

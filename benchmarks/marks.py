@@ -1,4 +1,4 @@
-"""What it costs to compare f with the forward pass: gradients with and without `pfde.sweeps.marks`, in turns.
+"""What it costs to compare f with the forward pass: gradients with and without `pfde.solving.marks`, in turns.
 
     python benchmarks/marks.py [--repeats 15]
 

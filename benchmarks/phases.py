@@ -23,29 +23,29 @@ PIECES: list[tuple[str, str]] = [
     ("f: evaluate/linearise", "pfde.system.torch_function.TorchFunction.evaluate"),
     ("f: evaluate/linearise", "pfde.system.torch_function.TorchFunction.linearise"),
     ("vjp: accumulate", "pfde.system.torch_function.TorchLinearisation._vjp"),
-    ("weights", "pfde.schemes.product_integration.Euler.weights"),
-    ("weights", "pfde.schemes.product_integration.PredictorCorrector.weights"),
-    ("weights", "pfde.schemes.product_integration.Trapezoid.weights"),
-    ("weights", "pfde.sweeps.discretisation.Discretisation._on_device"),
-    ("history: set up", "pfde.history.exact.Exact.convolution"),
-    ("history: set up", "pfde.problem.Problem.prepare"),
-    ("fingerprints", "pfde.sweeps.checkpoints.Fingerprints._see"),
-    ("snapshots", "pfde.sweeps.checkpoints.CheckpointedSweep._put"),
-    ("snapshots", "pfde.sweeps.checkpoints.CheckpointedSweep._restore"),
-    ("predictors rebuilt", "pfde.sweeps.adjoint._Predictors.get"),
-    ("step, forward", "pfde.schemes.base.ExplicitScheme.step"),
-    ("step, forward", "pfde.schemes.product_integration.PredictorCorrector.step"),
-    ("step, adjoint", "pfde.schemes.base.ExplicitScheme.step_adjoint"),
-    ("step, adjoint", "pfde.schemes.product_integration.PredictorCorrector.step_adjoint"),
-    ("sweep, forward", "pfde.sweeps.forward.ForwardSweep._step"),
-    ("record", "pfde.sweeps.trajectory.Trajectory.record"),
-    ("sweep, adjoint", "pfde.sweeps.adjoint.AdjointSweep._step"),
-    ("sweep, adjoint: ends", "pfde.sweeps.adjoint.AdjointSweep.finish"),
-    ("sweep, forward", "pfde.sweeps.forward.ForwardSweep.advance"),
-    ("sweep, adjoint", "pfde.sweeps.adjoint.AdjointSweep.reverse"),
-    ("TS context", "pfde.driver.SweepTS.step"),
-    ("TS (PETSc)", "pfde.driver.drive"),
-    ("first look at f", "pfde.initial_value.look"),
+    ("weights", "pfde.caputo.schemes.product_integration.Euler.weights"),
+    ("weights", "pfde.caputo.schemes.product_integration.PredictorCorrector.weights"),
+    ("weights", "pfde.caputo.schemes.product_integration.Trapezoid.weights"),
+    ("weights", "pfde.caputo.discretisation.Discretisation._on_device"),
+    ("history: set up", "pfde.caputo.history.exact.Exact.convolution"),
+    ("history: set up", "pfde.caputo.problem.Problem.prepare"),
+    ("fingerprints", "pfde.solving.checkpoints.Fingerprints._see"),
+    ("snapshots", "pfde.solving.checkpoints.CheckpointedSweep._put"),
+    ("snapshots", "pfde.solving.checkpoints.CheckpointedSweep._restore"),
+    ("predictors rebuilt", "pfde.caputo.adjoint._Predictors.get"),
+    ("step, forward", "pfde.caputo.schemes.base.ExplicitScheme.step"),
+    ("step, forward", "pfde.caputo.schemes.product_integration.PredictorCorrector.step"),
+    ("step, adjoint", "pfde.caputo.schemes.base.ExplicitScheme.step_adjoint"),
+    ("step, adjoint", "pfde.caputo.schemes.product_integration.PredictorCorrector.step_adjoint"),
+    ("sweep, forward", "pfde.caputo.forward.ForwardSweep._step"),
+    ("record", "pfde.caputo.trajectory.Trajectory.record"),
+    ("sweep, adjoint", "pfde.caputo.adjoint.AdjointSweep._step"),
+    ("sweep, adjoint: ends", "pfde.caputo.adjoint.AdjointSweep.finish"),
+    ("sweep, forward", "pfde.caputo.forward.ForwardSweep.advance"),
+    ("sweep, adjoint", "pfde.caputo.adjoint.AdjointSweep.reverse"),
+    ("TS context", "pfde.solving.driver.SweepTS.step"),
+    ("TS (PETSc)", "pfde.solving.driver.drive"),
+    ("first look at f", "pfde.solving.initial_value.look"),
 ]
 
 
@@ -109,7 +109,7 @@ def profile(case: Case, repeats: int) -> dict[str, Any]:
     problem.f.forward = clock.wrap(problem.f.forward, of_f)  # type: ignore[method-assign]
     missing = [path for name, path in PIECES if not patch(clock, path, name)]
     for path in ("exact.ExactConvolution.read", "bounded.BoundedConvolution.read", "bounded.BoundedConvolution.push"):
-        if not patch(clock, f"pfde.history.{path}", of_read):
+        if not patch(clock, f"pfde.caputo.history.{path}", of_read):
             missing.append(path)
 
     run = Run(case, problem)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import _data
 import pfde  # and not pfde.nn, which, imported at its first use, starts PETSc: main() does that with its options
-from pfde.schemes.ordinary import ODE_METHODS, one_step_method
+from pfde.one_step.methods.catalogue import ODE_METHODS, one_step_method
 
 FDE_METHODS = ("euler", "pece", "beuler", "trapezoid", "gl", "l1", "bdf2")
 ADAPTIVE = tuple(name for name in ODE_METHODS if one_step_method(name).adaptive)

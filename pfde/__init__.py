@@ -8,6 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api.event import odeint_event
+    from .api.fdeint import fdeint
+    from .api.odeint import odeint
+    from .api.solve import solve
+    from .caputo.graded import graded
+    from .caputo.history import Exact, ShortMemory, SumOfExponentials
     from .errors import (
         ConvergenceError,
         NonFiniteError,
@@ -17,42 +23,38 @@ if TYPE_CHECKING:
         SnapshotError,
         StepLimitError,
     )
-    from .gradients import Backprop, Continuous, Discrete, Symplectic
-    from .grids import graded
-    from .history import Exact, ShortMemory, SumOfExponentials
-    from .initial_value import Solution
-    from .ordinary import odeint, odeint_event
-    from .ordinary_problem import Split
+    from .one_step.split import Split
     from .schedules import Online, Revolve, StoreAll
-    from .solving import fdeint, solve
+    from .solving.gradients import Backprop, Continuous, Discrete, Symplectic
+    from .solving.stats import Solution
     from .system.peers import raise_together
 
 _HOME = {
-    "Backprop": "gradients",
-    "Continuous": "gradients",
+    "Backprop": "solving.gradients",
+    "Continuous": "solving.gradients",
     "ConvergenceError": "errors",
-    "Discrete": "gradients",
-    "Exact": "history",
+    "Discrete": "solving.gradients",
+    "Exact": "caputo.history",
     "NonFiniteError": "errors",
     "Online": "schedules",
     "PeerError": "errors",
     "PfdeError": "errors",
     "ReplayError": "errors",
     "Revolve": "schedules",
-    "ShortMemory": "history",
+    "ShortMemory": "caputo.history",
     "SnapshotError": "errors",
-    "Solution": "initial_value",
-    "Split": "ordinary_problem",
+    "Solution": "solving.stats",
+    "Split": "one_step.split",
     "StepLimitError": "errors",
-    "SumOfExponentials": "history",
+    "SumOfExponentials": "caputo.history",
     "StoreAll": "schedules",
-    "Symplectic": "gradients",
-    "fdeint": "solving",
-    "graded": "grids",
-    "odeint": "ordinary",
-    "odeint_event": "ordinary",
+    "Symplectic": "solving.gradients",
+    "fdeint": "api.fdeint",
+    "graded": "caputo.graded",
+    "odeint": "api.odeint",
+    "odeint_event": "api.event",
     "raise_together": "system.peers",
-    "solve": "solving",
+    "solve": "api.solve",
 }
 
 __all__ = [
@@ -91,7 +93,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in ("nn", "testing", "ts", "ordinary"):
+    if name in ("nn", "testing", "ts"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'pfde' has no attribute {name!r}")
 

@@ -16,15 +16,15 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from .gradients import Discrete, Store
-from .ordinary_problem import Split
-from .schemes import METHODS
-from .schemes.ordinary import ODE_METHODS
-from .schemes.tableaux import ADDITIVE
-from .solving import is_ordinary
+from .caputo.schemes import METHODS as CAPUTO
+from .caputo.schemes import Scheme
+from .one_step.methods import METHODS as ONE_STEP
+from .one_step.methods import OneStep
+from .one_step.split import Split
+from .solving.gradients import Discrete, Store
 from .testing import Report, verify
 
-_NAMES = [*METHODS, *(name for name in ODE_METHODS if is_ordinary(name))]
+_NAMES = [*CAPUTO, *(name for name in ONE_STEP if name not in CAPUTO)]
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -53,13 +53,16 @@ def run(methods: Sequence[str], *, store: Store, steps: int, seed: int, dtype: t
     print(f"{'method':<17}  {'y0':^9}  {'theta':^9}  {'alpha':^9}  {'product':^9}  {'zeroth':^7} {'first':^7}  result")
     started, passed = time.perf_counter(), []
     for method in methods:
+        scheme: Scheme | OneStep = CAPUTO[method] if method in CAPUTO else ONE_STEP[method]
+        split = isinstance(scheme, OneStep) and scheme.split
+        model = Split(_Model(seed), _Model(seed + 1)) if split else _Model(seed)
         generator = torch.Generator().manual_seed(seed)
         report = verify(
-            (Split(_Model(seed), _Model(seed + 1)) if method in ADDITIVE else _Model(seed)).to(dtype),
+            model.to(dtype),
             torch.randn(2, 3, generator=generator, dtype=torch.float64).to(dtype),
             torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64),
-            1.0 if is_ordinary(method) else torch.tensor([0.45, 0.7, 0.95], dtype=torch.float64),
-            method=method,
+            torch.tensor([0.45, 0.7, 0.95], dtype=torch.float64) if method in CAPUTO else 1.0,
+            method=scheme,
             step_size=1.0 / steps,
             gradient=Discrete(store=store),
             seed=seed,

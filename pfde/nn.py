@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import as_order, check_method, check_parameters, check_times
-from .gradients import Backprop, Continuous, Discrete, Symplectic
-from .history import Bounded, Exact
-from .ordinary import odeint
-from .ordinary_arguments import check_monotone, check_ode_method
-from .solving import LEAST_STEPS, solve_history
+from .api.opaque import opaque
+from .api.solve import LEAST_STEPS
+from .api.types import CaputoMethod, OrdinaryMethod
+from .caputo.arguments import as_order
+from .caputo.history import History
+from .solving.arguments import check_parameters, increasing_times, monotone_times
+from .solving.engine import Function, engine_of, named
+from .solving.gradients import Backprop, Discrete, Gradient
+from .solving.request import Request
 from .system.peers import CALL, Peers
 
 _Given = tuple[Tensor | int, ...] | None  # params= of a block; a number is a place in the registered ones
@@ -38,8 +41,18 @@ def _params_of(block: nn.Module, given: _Given) -> tuple[Tensor, ...] | None:
     """params=, with the registered ones as they are now: those of a copy, or those torch.func.functional_call gives."""
     if given is None:
         return None
-    registered = cast(nn.ParameterList, block.params) if any(isinstance(p, int) for p in given) else ()
+    registered: list[Tensor] = []
+    if any(isinstance(p, int) for p in given):
+        assert isinstance(block.params, nn.ParameterList)
+        registered = list(block.params)
     return tuple(registered[p] if isinstance(p, int) else p for p in given)
+
+
+@opaque
+def _solve(function: Function, arguments: dict[str, Any]) -> Any:
+    """y of the request that these arguments make. Collective."""
+    request = Request.together(**arguments)
+    return engine_of(function, request.method).solve(request).y
 
 
 class FDEBlock(nn.Module):
@@ -72,10 +85,10 @@ class FDEBlock(nn.Module):
         learn_alpha: bool = False,
         t: Sequence[float] | Tensor = (0.0, 1.0),
         return_all: bool = False,
-        method: str = "trapezoid",
+        method: CaputoMethod = "trapezoid",
         step_size: float | None = None,
         gradient: Discrete | Backprop | None = None,
-        history: Exact | Bounded | None = None,
+        history: History | None = None,
         params: Sequence[Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
         options_prefix: str = "",
@@ -84,8 +97,8 @@ class FDEBlock(nn.Module):
         super().__init__()
         self.func = func
         self.learn_alpha, self.return_all = learn_alpha, return_all
-        self.t = check_times(t)
-        check_method(method)
+        self.t = increasing_times(t)
+        engine_of("fdeint", method).check_method(method)
         self._keywords: dict[str, Any] = {
             "method": method,
             "step_size": step_size,
@@ -116,13 +129,14 @@ class FDEBlock(nn.Module):
         t = torch.tensor(self.t, dtype=torch.float64)
         params = _params_of(self, self._given)
         Peers(self._keywords["comm"]).same({CALL: "fdeint"})
-        y = solve_history(self.func, y0, t, self.alpha, params=params, least=LEAST_STEPS, **self._keywords).y
+        asked = {"func": self.func, "y0": y0, "t": t, "alpha": self.alpha, "params": params, **self._keywords}
+        y = _solve("fdeint", asked | {"least_steps": LEAST_STEPS})
         return y if self.return_all else last_of(y)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
         learned = ", learned" if self.learn_alpha else ""
-        return f"alpha={self.alpha.detach().tolist()}{learned}, t={self.t}, method={self._keywords['method']!r}"
+        return f"alpha={self.alpha.detach().tolist()}{learned}, t={self.t}, method={named(self._keywords['method'])!r}"
 
 
 def _start_order(alpha: Any) -> Tensor:
@@ -155,11 +169,11 @@ class ODEBlock(nn.Module):
         *,
         t: Sequence[float] | Tensor = (0.0, 1.0),
         return_all: bool = False,
-        method: str | None = "dopri5",
+        method: OrdinaryMethod | None = "dopri5",
         rtol: Any = 1e-7,
         atol: Any = 1e-9,
         step_size: float | None = None,
-        gradient: Discrete | Symplectic | Continuous | Backprop | None = None,
+        gradient: Gradient | None = None,
         params: Sequence[Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
         options_prefix: str = "",
@@ -167,9 +181,8 @@ class ODEBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.func, self.return_all = func, return_all
-        self.t = check_monotone(t)
-        if not (isinstance(method, str) and method.startswith("petsc:")):
-            check_ode_method(method)
+        self.t = monotone_times(t)
+        engine_of("odeint", method).check_method(method)
         self._keywords: dict[str, Any] = {
             "method": method,
             "rtol": rtol,
@@ -185,12 +198,15 @@ class ODEBlock(nn.Module):
     def forward(self, y0: Any) -> Any:
         """y at t_1, of y0's shape; at all times of t with `return_all`."""
         t = torch.tensor(self.t, dtype=torch.float64)
-        y = odeint(self.func, y0, t, params=_params_of(self, self._given), **self._keywords)
+        method = named(self._keywords["method"])
+        Peers(self._keywords["comm"]).same({CALL: "odeint", "method": method})
+        asked = {"func": self.func, "y0": y0, "t": t, "params": _params_of(self, self._given), **self._keywords}
+        y = _solve("odeint", asked)
         return y if self.return_all else last_of(y)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
-        return f"t={self.t}, method={self._keywords['method']!r}"
+        return f"t={self.t}, method={named(self._keywords['method'])!r}"
 
 
 def last_of(y: Any) -> Any:

@@ -46,7 +46,8 @@ class Foreign(Schedule):
                 f"schedule must be made for the steps of the solve, {sizes.steps}: got a {name} for {steps}; "
                 f"make it with max_n={sizes.steps}"
             )
-        return copy.deepcopy(self.schedule)
+        stream: Stream = copy.deepcopy(self.schedule)
+        return stream
 
 
 def adopt(schedule: object) -> Schedule:

@@ -57,7 +57,7 @@ class SnapshotStore:
         self._coming: dict[int, Future[Loaded]] = {}
         self._reader: ThreadPoolExecutor | None = None
         self._folder: Path | None = None
-        self._remove: weakref.finalize | None = None
+        self._remove: weakref.finalize[..., SnapshotStore] | None = None
         self._closed = False
         _sweep(self.directory)
 

@@ -15,7 +15,8 @@ class StoreAll(Schedule):
 
     def stream(self, sizes: Sizes) -> Stream:
         """Forward over all steps, EndForward, Reverse(steps, 0), EndReverse; the steps need not be known."""
-        return SingleMemoryStorageSchedule()
+        stream: Stream = SingleMemoryStorageSchedule()
+        return stream
 
     def memory_bytes(self, sizes: Sizes) -> int:
         """The rows of all steps."""

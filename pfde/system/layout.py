@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .real import real
+
 
 @dataclass(frozen=True)
 class StateLayout:
@@ -74,7 +76,7 @@ class StateLayout:
 
     def _flat(self, i: int, value: Any, dtype: torch.dtype, source: str, cast: bool) -> Tensor:
         value = self.accept(i, value, dtype, source, cast=cast)
-        return torch.view_as_real(value.resolve_conj()).reshape(-1) if value.is_complex() else value.reshape(-1)
+        return real(value).reshape(-1)
 
     def accept(self, i: int, value: Any, dtype: torch.dtype, source: str, *, cast: bool = False) -> Tensor:
         """A value as part i, dense. Raises TypeError or ValueError unless it is one.
@@ -92,10 +94,10 @@ class StateLayout:
             raise ValueError(f"{source} must return the shape of y, {tuple(shape)}: got {tuple(value.shape)}")
         if value.layout != torch.strided:
             value = value.to_dense()
-        if value.dtype == dtype:
-            return value
-        if cast and value.dtype.is_floating_point and not is_complex:
-            return value.to(dtype)
+        same = value.dtype == dtype
+        if same or (cast and value.dtype.is_floating_point and not is_complex):
+            accepted: Tensor = value if same else value.to(dtype)
+            return accepted
         raise TypeError(f"{source} must return the dtype of y, {dtype}: got {value.dtype}; convert its result")
 
 

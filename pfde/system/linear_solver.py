@@ -188,4 +188,4 @@ _REASONS = {v: k for k, v in vars(PETSc.KSP.ConvergedReason).items() if isinstan
 def reason_name(ksp: PETSc.KSP) -> str:
     """PETSc's word for how the last solve ended."""
     reason = ksp.getConvergedReason()
-    return _REASONS.get(reason, f"reason {reason}")
+    return str(_REASONS.get(reason, f"reason {reason}"))

@@ -150,7 +150,8 @@ class BlockLU:
             row += flat if mass is None else mass.apply_transpose(flat)
             rows.append(row.view(self._blocks, self._size))
         self._matrix, self._version = torch.stack(rows, dim=1).double(), self._products.version
-        return torch.linalg.lu_factor(self._matrix)
+        lu, pivots = torch.linalg.lu_factor(self._matrix)
+        return lu, pivots
 
     def apply(self, _pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """y = A^-1 x."""

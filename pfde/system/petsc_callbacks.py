@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import NonFiniteError
 from .operators import Assembled
 from .peers import Peers
+from .random import NO_DRAWS
 from .stage_solver import Staged, StageSolver
 from .start import PETSc
 from .vectors import load, read, write
@@ -77,7 +78,7 @@ class CallbackSystem(Staged):
         self._y, self._f, self._product = self._own
         self._assembled: CallbackLinearisation | None = None
         self._mats: tuple[PETSc.Mat, PETSc.Mat] | None = None
-        self.evaluations = 0
+        self.evaluations, self.draws = 0, NO_DRAWS
         if not implicit:
             return
         with self.using(ts):

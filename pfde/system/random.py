@@ -167,5 +167,29 @@ class Draws:
         self._begin = {k: begin for k, begin in self._begin.items() if k == 0 or k > n}
 
 
+class NoDraws:
+    """The random numbers of a function that draws none: `base.RandomNumbers`."""
+
+    def now(self) -> States:
+        """None."""
+        return []
+
+    def restart(self, states: States) -> None:
+        """Nothing to draw again."""
+
+    def leaf(self, first: int, last: int) -> States:
+        """None."""
+        return []
+
+    def load(self, first: int, leaf: States) -> None:
+        """Nothing to draw again."""
+
+    def forget(self, n: int) -> None:
+        """Nothing is known of any step."""
+
+
+NO_DRAWS = NoDraws()
+
+
 def _same(one: States, other: States) -> bool:
     return all(map(torch.equal, one, other))

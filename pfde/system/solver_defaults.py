@@ -23,7 +23,7 @@ MAX_KRYLOV = 10000
 
 def step_tolerance(dtype: torch.dtype) -> float:
     """eps^(3/4): Newton's error is the square of its last step, so that no smaller step can be of use."""
-    return torch.finfo(dtype).eps ** 0.75
+    return float(torch.finfo(dtype).eps ** 0.75)
 
 
 def set_newton_defaults(snes: PETSc.SNES, dtype: torch.dtype, configure: Callable[[PETSc.KSP], None]) -> None:

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..errors import ConvergenceError, PfdeError
-from .base import Linearisation, OnGraph, System, Weight
+from .base import Linearisation, Weight
 from .linear_solver import LinearSolver, Operator
 from .mass import Mass
 from .operators import block_lu, signed_product
@@ -252,37 +251,6 @@ class Staged:
     """The implicit part of a System, done by a StageSolver; None for explicit methods."""
 
     stages: StageSolver | None = None
-    mass_matrix: Mass | None = None
-
-    def on_graph(self, at: Any, y: Tensor) -> OnGraph:
-        """No graph where f is no torch function."""
-        raise NotImplementedError
-
-    def require_reached(self, out: Tensor, begin: int, *inputs: Tensor) -> None:
-        """No graph where f is no torch function."""
-        raise NotImplementedError
-
-    def pull(
-        self, outputs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...], begin: int, theta_bar: Any
-    ) -> list[Tensor]:
-        """No graph where f is no torch function."""
-        raise NotImplementedError
-
-    @property
-    def parts(self) -> tuple[System, ...]:
-        """The system itself."""
-        return (cast(System, self),)
-
-    def mass(self, y: Tensor) -> Tensor:
-        """M y; y itself where there is no mass matrix."""
-        return y if self.mass_matrix is None else self.mass_matrix.apply(y)
-
-    def mass_transpose(self, y: Tensor) -> Tensor:
-        """M^T y; y itself where there is no mass matrix."""
-        return y if self.mass_matrix is None else self.mass_matrix.apply_transpose(y)
-
-    def require_finite(self, n: int, t: float, t1: float, *values: Tensor) -> None:
-        """Nothing to do: every value of f is checked."""
 
     def solve(self, n: int, t: float, r: Tensor, w: Weight, guess: Tensor) -> tuple[Tensor, Linearisation]:
         """Solve y = r + w f(t, y)."""
@@ -300,23 +268,6 @@ class Staged:
         """Cancel the monitors of the solvers: what follows is recomputation."""
         if self.stages is not None:
             self.stages.silence()
-
-    def generators(self) -> list[Tensor]:
-        """torch's random states now, if f draws random numbers: what `restore_generators` needs to draw them again."""
-        return []
-
-    def restore_generators(self, n: int, states: list[Tensor]) -> None:
-        """Let the steps after n draw what they drew when these were the states."""
-
-    def leaf_generators(self, first: int, last: int) -> list[Tensor]:
-        """The random states of the steps first+1..last, (steps, bytes) for each generator; none if f draws nothing."""
-        return []
-
-    def load_generators(self, first: int, leaf: list[Tensor]) -> None:
-        """Let the steps after `first` draw what they drew when this was their `leaf_generators`."""
-
-    def forget(self, n: int) -> None:
-        """The steps up to n, but the first, will not be evaluated again from what is known of them now."""
 
     def _solver(self) -> StageSolver:
         assert self.stages is not None

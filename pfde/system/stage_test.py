@@ -41,7 +41,18 @@ from .vectors import read
 _FLOOR = 4.0  # rounding errors in G_i, in units of eps
 _NORM = 32.0  # and in |G|
 _STALLS = 2  # iterations without progress
-_REASON = PETSc.SNES.ConvergedReason
+
+
+class _Reason:
+    """PETSc's reasons to end, or not to."""
+
+    CONVERGED_FNORM_ABS: int = PETSc.SNES.ConvergedReason.CONVERGED_FNORM_ABS
+    CONVERGED_FNORM_RELATIVE: int = PETSc.SNES.ConvergedReason.CONVERGED_FNORM_RELATIVE
+    CONVERGED_ITERATING: int = PETSc.SNES.ConvergedReason.CONVERGED_ITERATING
+    CONVERGED_SNORM_RELATIVE: int = PETSc.SNES.ConvergedReason.CONVERGED_SNORM_RELATIVE
+    DIVERGED_DTOL: int = PETSc.SNES.ConvergedReason.DIVERGED_DTOL
+    DIVERGED_FUNCTION_COUNT: int = PETSc.SNES.ConvergedReason.DIVERGED_FUNCTION_COUNT
+    DIVERGED_FUNCTION_NANORINF: int = PETSc.SNES.ConvergedReason.DIVERGED_FUNCTION_NANORINF
 
 
 class StageTest:
@@ -87,32 +98,32 @@ class StageTest:
         """PETSc's reason to end at iterate k with this G; 0 to go on. norms : |x|, |step|, |G|."""
         x_norm, step_norm, g_norm = norms
         if not math.isfinite(g_norm):
-            return _REASON.DIVERGED_FUNCTION_NANORINF
+            return _Reason.DIVERGED_FUNCTION_NANORINF
         if g_norm == 0.0 or (g_norm < self._atol and (k > 0 or not self._forced)):
-            return _REASON.CONVERGED_FNORM_ABS
+            return _Reason.CONVERGED_FNORM_ABS
         if 0 <= self._most <= snes.getFunctionEvaluations():
-            return _REASON.DIVERGED_FUNCTION_COUNT
+            return _Reason.DIVERGED_FUNCTION_COUNT
         x = read(snes.getSolution())
         if k == 0:
             self._first, self._norm_before, self._last = g_norm, math.inf, x.clone()
             self._excess, self._stalls = math.inf, 0
-            return _REASON.CONVERGED_ITERATING
+            return _Reason.CONVERGED_ITERATING
         if g_norm <= self._rtol * self._first:
-            return _REASON.CONVERGED_FNORM_RELATIVE
+            return _Reason.CONVERGED_FNORM_RELATIVE
         if step_norm < self._stol * x_norm:
-            return _REASON.CONVERGED_SNORM_RELATIVE
+            return _Reason.CONVERGED_SNORM_RELATIVE
         if 0 < self._divergence * self._first < g_norm:
-            return _REASON.DIVERGED_DTOL
+            return _Reason.DIVERGED_DTOL
         return self._judge(snes, x, g.abs(), g_norm)
 
     def _judge(self, snes: PETSc.SNES, x: Tensor, g: Tensor, g_norm: float) -> int:
         size, scale = x.abs(), self._scale(snes.getSolution())
         if not self._quadratic:  # a small step of a method that is not Newton's says nothing of its error
             small = g_norm <= max(10 * self._eps * self._first, _NORM * self._eps * self._norm(scale))
-            return _REASON.CONVERGED_FNORM_ABS if small else _REASON.CONVERGED_ITERATING
+            return _Reason.CONVERGED_FNORM_ABS if small else _Reason.CONVERGED_ITERATING
         large = g > scale * (_FLOOR * self._eps)  # (1) does not hold
         if not self._anywhere(large):
-            return _REASON.CONVERGED_FNORM_ABS
+            return _Reason.CONVERGED_FNORM_ABS
         step = (x - self._last).abs_()
         self._last = x.clone()
         longest, largest = self._largest(step), self._largest(size)
@@ -123,7 +134,7 @@ class StageTest:
         waits = moved & (large | (step > scale * self._small))
         left = large & self._in_system(waits)
         if not self._anywhere(left):
-            return _REASON.CONVERGED_SNORM_RELATIVE
+            return _Reason.CONVERGED_SNORM_RELATIVE
         done = (
             longest <= self._small * largest
             or g_norm <= 10 * self._eps * self._first
@@ -132,19 +143,19 @@ class StageTest:
         stagnant, self._norm_before = g_norm > 0.5 * self._norm_before, g_norm
         if not (done or stagnant):
             self._excess, self._stalls = math.inf, 0
-            return _REASON.CONVERGED_ITERATING
+            return _Reason.CONVERGED_ITERATING
         left &= g > self._coupling(snes.getSolution()).mul_(_FLOOR * self._eps)  # nor does (3)
         if not self._anywhere(left):
-            return _REASON.CONVERGED_FNORM_ABS
+            return _Reason.CONVERGED_FNORM_ABS
         if not done:
-            return _REASON.CONVERGED_ITERATING
+            return _Reason.CONVERGED_ITERATING
         worst = torch.fmin(g / (scale * (_FLOOR * self._eps)), step / (size * self._small))[left]
         excess = self._largest(worst)
         if excess < 0.5 * self._excess:
             self._excess, self._stalls = excess, 0
         else:
             self._stalls += 1
-        return _REASON.CONVERGED_SNORM_RELATIVE if self._stalls == _STALLS else _REASON.CONVERGED_ITERATING
+        return _Reason.CONVERGED_SNORM_RELATIVE if self._stalls == _STALLS else _Reason.CONVERGED_ITERATING
 
     def _in_system(self, mask: Tensor) -> Tensor | bool:
         """For each component, whether the mask holds anywhere in its system."""
@@ -160,4 +171,4 @@ class StageTest:
         return self._peers.largest(float(x.max()) if x.numel() else 0.0)
 
     def _norm(self, x: Tensor) -> float:
-        return self._peers.sum(float(torch.dot(x, x))) ** 0.5
+        return math.sqrt(self._peers.sum(float(torch.dot(x, x))))

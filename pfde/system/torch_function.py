@@ -59,6 +59,9 @@ class TorchFunction:
     draws : the random states of the steps, where func draws random numbers
     peers : the ranks that share the state; every call is collective over them
     autocast : torch.autocast as func is to see it
+    differentiates_time : whether products are to give the cotangent of f's t, too
+    trusted : whether f need not be checked for NaN and inf at each state, as somebody else does
+    times : of the grid, (N+1,), on a graph of their own, for `on_graph` to pass to func
     """
 
     def __init__(
@@ -72,18 +75,24 @@ class TorchFunction:
         peers: Peers,
         draws: Draws | None = None,
         autocast: Autocast = NO_AUTOCAST,
+        *,
+        differentiates_time: bool = False,
+        trusted: bool = False,
+        times: Tensor | None = None,
     ) -> None:
         self.func, self.layout, self.parameters = func, layout, tuple(parameters)
         self.dtype, self.device, self.peers = dtype, device, peers
         self._grid = grid
         self._times: Tensor | None = None  # a table, where it is small or saves transfers to the device
-        if grid is not None and (grid.steps <= _TABLE or device.type != "cpu"):
+        if times is not None:
+            self._times = times.to(dtype=dtype, device=device)
+        elif grid is not None and (grid.steps <= _TABLE or device.type != "cpu"):
             self._times = grid.times().to(dtype=dtype, device=device)
         self.evaluations = 0
-        self.trusted = False  # whether all states have been seen by a completed forward pass, f finite at each
+        self._trusted = trusted
         self.draws, self.autocast = draws, autocast
         self.casts = autocast.enabled or layout.narrow is not None  # whether func's result is converted to y's dtype
-        self.differentiates_time = False
+        self.differentiates_time = differentiates_time
         self.reached = Reached(self.parameters)
         self._last = torch.empty(0), 0
 
@@ -168,11 +177,14 @@ class TorchFunction:
             theta_bar.add_outside(edges, found[k + len(asked) :])
             direct = iter(found[k : k + len(asked)])
             theta_bar.add([next(direct) if i in border.direct else None for i in range(len(parameters))])
-        return found[:k]
+        bars_of_leaves: Sequence[Tensor | None] = found[:k]
+        return bars_of_leaves
 
-    def put_times_on_graph(self, times: Tensor) -> None:
-        """Let `on_graph` pass these times, (N+1,) on a graph of their own."""
-        self._times = times.to(dtype=self.dtype, device=self.device)
+    def complete_forward(self) -> None:
+        """A forward pass has seen f finite at all its states: what comes are replays, which draw apart."""
+        self._trusted = True
+        if self.draws is not None:
+            self.draws.keep_apart()
 
     def _time(self, n: int, t: float | Tensor) -> Tensor:
         if self._times is not None:
@@ -197,7 +209,7 @@ class TorchFunction:
             raise ValueError(f"func must return a tensor on y's device, {self.device}: got {value.device}")
         if 0 <= value.data_ptr() - y.data_ptr() < y.numel() * y.element_size():
             value = value.clone()
-        if self.trusted or all_finite(value.detach()):
+        if self._trusted or all_finite(value.detach()):
             return value
         of = "" if self._grid is None else f" of {self._grid.steps}"
         raise non_finite(f"at t={float(t):.6g}, step {n}{of}")

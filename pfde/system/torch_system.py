@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Linearisation, OnGraph, System, Weight
+from .base import Linearisation, OnGraph, RandomNumbers, Weight
 from .interrupts import as_raised
 from .mass import Mass
 from .operators import MatrixFree
 from .options_help import Entry, show_help
 from .parameter_bar import ParameterBar
 from .prefixes import shown
+from .random import NO_DRAWS
 from .reached import count_nodes
 from .releasing import release_with_graph
 from .stage_solver import Staged, StageSolver
@@ -71,7 +72,7 @@ class TorchSystem(Staged):
         mass: Mass | None = None,
         nonstiff: TorchFunction | None = None,
     ) -> None:
-        self.function, self.mass_matrix = function, mass
+        self.function, self._mass = function, mass
         self._nonstiff = None if nonstiff is None else TorchSystem(nonstiff, None, vec)
         self.evaluate = function.evaluate
         self.linearise = function.linearise
@@ -94,7 +95,7 @@ class TorchSystem(Staged):
 
     def on_graph(self, at: Any, y: Tensor) -> OnGraph:
         """f on autograd's graph, the leaves y (and t, h where its time is differentiated), the step on them."""
-        function, graph, begin = self.function, cast(System, GraphSystem(self)), count_nodes()
+        function, graph, begin = self.function, GraphSystem(self), count_nodes()
         shape = function.layout.shapes[0] if function.layout.plain else y.shape
         leaf = y.view(shape).detach().requires_grad_()
         if not function.differentiates_time:
@@ -119,40 +120,27 @@ class TorchSystem(Staged):
         return self.function.peers.call(self.function.pull, outputs, leaves, begin, theta_bar)
 
     @property
-    def parts(self) -> tuple[System, ...]:
+    def parts(self) -> tuple[TorchSystem, ...]:
         """The system itself; of a split right-hand side its stiff and its nonstiff part."""
-        me = cast(System, self)
-        return (me,) if self._nonstiff is None else (me, cast(System, self._nonstiff))
+        return (self,) if self._nonstiff is None else (self, self._nonstiff)
+
+    def mass(self, y: Tensor) -> Tensor:
+        """M y; y itself where there is no mass matrix."""
+        return y if self._mass is None else self._mass.apply(y)
+
+    def mass_transpose(self, y: Tensor) -> Tensor:
+        """M^T y; y itself where there is no mass matrix."""
+        return y if self._mass is None else self._mass.apply_transpose(y)
 
     @property
     def evaluations(self) -> int:
         """Evaluations of f so far; of both parts of a split one."""
         return self.function.evaluations + (0 if self._nonstiff is None else self._nonstiff.evaluations)
 
-    def generators(self) -> list[Tensor]:
-        """torch's random states now, where f draws random numbers."""
-        draws = self.function.draws
-        return [] if draws is None else draws.now()
-
-    def restore_generators(self, n: int, states: list[Tensor]) -> None:
-        """Let the steps after n draw what they drew when these were the states."""
-        if self.function.draws is not None:
-            self.function.draws.restart(states)
-
-    def leaf_generators(self, first: int, last: int) -> list[Tensor]:
-        """The random states of the steps first+1..last."""
-        draws = self.function.draws
-        return [] if draws is None else draws.leaf(first, last)
-
-    def load_generators(self, first: int, leaf: list[Tensor]) -> None:
-        """Let these steps draw the same again."""
-        if self.function.draws is not None:
-            self.function.draws.load(first, leaf)
-
-    def forget(self, n: int) -> None:
-        """Drop the random states of the steps 1..n."""
-        if self.function.draws is not None:
-            self.function.draws.forget(n)
+    @property
+    def draws(self) -> RandomNumbers:
+        """The random numbers of f; of a split one its parts draw from one stream."""
+        return NO_DRAWS if self.function.draws is None else self.function.draws
 
     def parameter_cotangent(self) -> ParameterBar:
         """A fresh zero cotangent for the function's parameters."""
@@ -175,7 +163,7 @@ class GraphSystem:
         inner = self._system.parts
         if len(inner) == 1:
             return (self,)
-        return tuple(self if part is self._system else GraphSystem(cast(TorchSystem, part)) for part in inner)
+        return tuple(self if part is self._system else GraphSystem(part) for part in inner)
 
     def mass(self, y: Tensor) -> Tensor:
         """M y on the graph."""
@@ -196,7 +184,7 @@ class GraphSystem:
         # through the node, is that of the right-hand side.
         y = y + (right - right.detach())
         if y.requires_grad:
-            y = _Stage.apply(lambda y_bar: self._stage_cotangent(n, at_time, at, detached_w, y_bar), y)
+            y = _Stage.apply(lambda y_bar: self._stage_cotangent(n, at_time, at, detached_w, y_bar), y)  # type: ignore[no-untyped-call]
         return y, _Slope(self, n, t, y)
 
     def _stage_cotangent(self, n: int, t: float, at: Linearisation, w: Weight, y_bar: Tensor) -> Tensor:

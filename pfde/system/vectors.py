@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from .start import PETSc
 
@@ -44,7 +45,7 @@ def state_vec(size: int, device: torch.device, comm: PETSc.Comm) -> PETSc.Vec:
 
 def read(vec: PETSc.Vec) -> Tensor:
     """A double tensor of this rank's entries that shares the Vec's memory; do not write to it, do not keep it."""
-    return torch.from_dlpack(vec.toDLPack("r"))
+    return from_dlpack(vec.toDLPack("r"))
 
 
 def load(vec: PETSc.Vec, dtype: torch.dtype) -> Tensor:
@@ -54,4 +55,4 @@ def load(vec: PETSc.Vec, dtype: torch.dtype) -> Tensor:
 
 def write(vec: PETSc.Vec, y: Tensor) -> None:
     """Copy a tensor into this rank's entries of a Vec."""
-    torch.from_dlpack(vec.toDLPack("w")).copy_(y)
+    from_dlpack(vec.toDLPack("w")).copy_(y)

@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gradients import Backprop, Discrete
-from ..history import Bounded, Exact
-from .case import Case, Func, Loss, random_like, rows_of
+from ..api.types import Func, Loss, Method
+from ..caputo.history import History
+from ..solving.gradients import Backprop, Discrete, Gradient
+from ..solving.request import Request
+from .case import Case, random_like, rows_of
 from .report import SLOPE_TOLERANCE, GradientErrors, Report, TaylorSlopes
 
 __all__ = ["GradientErrors", "Report", "TaylorSlopes", "dot_product_error", "gradient_error", "taylor_slopes", "verify"]
@@ -37,10 +39,10 @@ def gradient_error(
     t: Tensor,
     alpha: float | Tensor,
     *,
-    method: str = "trapezoid",
+    method: Method = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | None = None,
-    history: Exact | Bounded | None = None,
+    history: History | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
@@ -63,8 +65,22 @@ def gradient_error(
     Raises what `solve` raises, and ValueError when `loss` returns no 0-d tensor. Nothing is left in any `.grad`, and
     torch's random generator is left as it was.
     """
-    case = Case(func, y0, t, alpha, method, step_size, history, params, options, loss, seed)
-    measured, reference = case.gradient(gradient or Discrete()), case.gradient(Backprop())
+    asked = Request(
+        func=func,
+        y0=y0,
+        t=t,
+        alpha=alpha,
+        method=method,
+        step_size=step_size,
+        history=history,
+        params=params,
+        options=options,
+    )
+    return _gradient_error(Case(asked, loss, seed), gradient or Discrete())
+
+
+def _gradient_error(case: Case, gradient: Gradient) -> GradientErrors:
+    measured, reference = case.gradient(gradient), case.gradient(Backprop())
     errors = [_relative_error(a, b) for a, b in zip(measured, reference, strict=True)]
     return GradientErrors(errors[0], errors[1] if case.parameters else None, None if case.alpha is None else errors[2])
 
@@ -75,10 +91,10 @@ def dot_product_error(
     t: Tensor,
     alpha: float | Tensor,
     *,
-    method: str = "trapezoid",
+    method: Method = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | None = None,
-    history: Exact | Bounded | None = None,
+    history: History | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -94,10 +110,24 @@ def dot_product_error(
 
     It says that the two sweeps are each other's transpose, not that either is the derivative: `taylor_slopes` does.
     """
-    case = Case(func, y0, t, alpha, method, step_size, history, params, options, None, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
+    asked = Request(
+        func=func,
+        y0=y0,
+        t=t,
+        alpha=alpha,
+        method=method,
+        step_size=step_size,
+        history=history,
+        params=params,
+        options=options,
+    )
+    return _dot_product_error(Case(asked, None, seed), gradient or Discrete())
+
+
+def _dot_product_error(case: Case, gradient: Gradient) -> float:
+    generator = torch.Generator().manual_seed(case.seed + 1)
     y_leaf, a_leaf = case.leaves()
-    y = rows_of(case.solve(y_leaf, a_leaf, gradient or Discrete()))
+    y = rows_of(case.solve(y_leaf, a_leaf, gradient))
     v = random_like(y, generator)
     inputs = [*y_leaf, *case.parameters, *a_leaf]
     u = [random_like(x, generator) for x in inputs]
@@ -116,10 +146,10 @@ def taylor_slopes(
     t: Tensor,
     alpha: float | Tensor,
     *,
-    method: str = "trapezoid",
+    method: Method = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | None = None,
-    history: Exact | Bounded | None = None,
+    history: History | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
@@ -156,18 +186,32 @@ def taylor_slopes(
     between p and p + e u), where a second derivative is far
     above or below the size of J (give another first_step), and where func draws random numbers or carries state.
     """
-    case = Case(func, y0, t, alpha, method, step_size, history, params, options, loss, seed)
+    asked = Request(
+        func=func,
+        y0=y0,
+        t=t,
+        alpha=alpha,
+        method=method,
+        step_size=step_size,
+        history=history,
+        params=params,
+        options=options,
+    )
+    return _taylor_slopes(Case(asked, loss, seed), gradient or Discrete(), first_step, halvings)
+
+
+def _taylor_slopes(case: Case, gradient: Gradient, first_step: float | None = None, halvings: int = 3) -> TaylorSlopes:
     if halvings < 1:
         raise ValueError(f"halvings must be at least 1: got {halvings}")
     e = torch.finfo(case.dtype).eps ** 0.25 if first_step is None else first_step
     if not 0 < e < 0.5:
         raise ValueError(f"first_step must be in (0, 0.5), relative to the inputs' size: got {e:g}")
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(case.seed + 1)
     u = [[random_like(x, generator) for x in group] for group in case.groups()]
     u[2] = [-direction.abs() for direction in u[2]]
     for group, directions in zip(case.groups(), u, strict=True):
         _scale(directions, math.hypot(*(float(x.norm()) for x in group)) or 1.0)
-    bars = case.gradient(gradient or Discrete())
+    bars = case.gradient(gradient)
     start, eps = case.value(u, 0.0), torch.finfo(case.dtype).eps
 
     def look(step: float) -> tuple[float, float]:
@@ -189,10 +233,10 @@ def verify(
     t: Tensor,
     alpha: float | Tensor,
     *,
-    method: str = "trapezoid",
+    method: Method = "trapezoid",
     step_size: float | None = None,
     gradient: Discrete | None = None,
-    history: Exact | Bounded | None = None,
+    history: History | None = None,
     params: Sequence[Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
@@ -208,24 +252,29 @@ def verify(
     >>> report = pfde.testing.verify(model.double(), y0, torch.linspace(0, 1, 41), 0.7, method="trapezoid")
     >>> assert report.passed, report
     """
-    case = Case(func, y0, t, alpha, method, step_size, history, params, options, loss, seed)
-    eps = torch.finfo(case.dtype).eps
-    keywords: dict[str, Any] = dict(
-        method=method,
-        step_size=step_size,
-        gradient=gradient,
-        history=history,
-        params=params,
-        options=options,
-        seed=seed,
+    case = Case(
+        Request(
+            func=func,
+            y0=y0,
+            t=t,
+            alpha=alpha,
+            method=method,
+            step_size=step_size,
+            history=history,
+            params=params,
+            options=options,
+        ),
+        loss,
+        seed,
     )
+    how, eps = gradient or Discrete(), torch.finfo(case.dtype).eps
     return Report(
-        method,
+        case.method,
         case.steps,
         case.dtype,
-        gradient_error(func, y0, t, alpha, loss=loss, **keywords),
-        dot_product_error(func, y0, t, alpha, **keywords),
-        taylor_slopes(func, y0, t, alpha, loss=loss, **keywords),
+        _gradient_error(case, how),
+        _dot_product_error(case, how),
+        _taylor_slopes(case, how),
         tolerance=4500 * eps,
         dot_tolerance=50 * eps * math.sqrt(case.steps),
     )

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arguments import check_alpha, check_grid, check_method, check_options, check_parameters, check_state, check_times
-from ..driver import bare_system
-from ..gradients import Backprop, Discrete
-from ..history import Bounded, Exact
-from ..initial_value import Stats
-from ..ordinary_arguments import check_monotone, check_ode_method, check_pieces
-from ..ordinary_problem import Accuracy, OrdinaryProblem
-from ..petsc_options import solver_options
-from ..problem import Problem
-from ..repeats import distinct, require_entries
-from ..solving import is_ordinary, require_ordinary, solve
-from ..sweeps.control import Limits
-from ..sweeps.tangent import tangent_sweep
-from ..sweeps.times import StepTimes
-from ..sweeps.trajectory import Trajectory
-from ..system.base import System
+from ..api.solve import engine_for
+from ..api.types import Loss
+from ..caputo.engine import prepare as prepare_caputo
+from ..caputo.problem import CaputoProblem
+from ..one_step.arguments import check_method
+from ..one_step.engine import prepare as prepare_ordinary
+from ..one_step.problem import OrdinaryProblem
+from ..solving.gradients import Discrete, Gradient
+from ..solving.repeats import Repeats, require_entries
+from ..solving.request import Request
 from ..system.peers import Peers
-from ..system.torch_function import TorchFunction
-
-Func = Callable[[Tensor, Any], Any]
-Loss = Callable[[Any], Tensor]
-
-
-def _distinct(times: list[float]) -> list[float]:
-    """The times. Raises ValueError where one is repeated, or alone: the tangent has one output at each."""
-    if distinct(times).rows is not None or len(times) == 1:
-        raise ValueError(f"t must have two or more times, all different, to verify a gradient: got {times[:8]}")
-    return times
+from ..system.petsc_options import solver_options
+from ..system.real import real
 
 
 class Case:
@@ -47,47 +32,31 @@ class Case:
     a Taylor test perturbs.
     """
 
-    def __init__(
-        self,
-        func: Func,
-        y0: Any,
-        t: Any,
-        alpha: Any,
-        method: str,
-        step_size: float | None,
-        history: Exact | Bounded | None,
-        params: Sequence[Tensor] | None,
-        options: Mapping[str, Any] | None,
-        loss: Loss | None,
-        seed: int,
-    ) -> None:
-        self.func, self.t, self.loss, self.seed = func, torch.as_tensor(t), loss, seed
-        self.history, self.options = history, options
-        self.layout, flat = check_state(y0)
-        require_entries(self.layout, "to verify a gradient")
-        self.y0 = [part.detach() for part in (y0 if self.layout.is_tuple else (y0,))]
-        self.dtype = flat.dtype
-        self.parameters = check_parameters(func, params)
+    def __init__(self, request: Request, loss: Loss | None, seed: int) -> None:
+        require_entries(request.layout, "to verify a gradient")
+        self._request, self.loss, self.seed = replace(request, t=torch.as_tensor(request.t)), loss, seed
+        self.layout, self.parameters, self.dtype = request.layout, request.parameters, request.flat.dtype
+        self.y0 = [part.detach() for part in (request.y0 if self.layout.is_tuple else (request.y0,))]
+        self._engine = engine_for(request.alpha, request.method, request.history)
         self.alpha: Tensor | None = None
-        self._keywords: dict[str, Any] = dict(
-            method=method, step_size=step_size, history=history, params=params, options=options
-        )
-        if is_ordinary(method):
-            require_ordinary(alpha, history, method)
-            self._one_step = check_ode_method(method)
-            times = _distinct(check_monotone(self.t))
-            pieces = check_pieces(times, step_size, self._one_step)
-            if pieces is None:
+        self._problem: CaputoProblem | OrdinaryProblem
+        if self._engine.equation == "ordinary":
+            self.method = check_method(request.method).name  # of pfde's own: no tangent goes through another
+            prepared = prepare_ordinary(self._request, None)
+            self._problem, self._options = prepared.problem, prepared.options
+            if prepared.problem.steps_between is None:
                 raise ValueError(
-                    f"step_size must be given for method {method!r} here: adaptive steps would change with the inputs"
+                    f"step_size must be given for method {self.method!r} here: adaptive steps would change with the "
+                    "inputs"
                 )
-            self._times, self._pieces = StepTimes(times, pieces), pieces
-            self.steps = self._times.steps
+            self.steps = sum(prepared.problem.steps_between)
+            _require_distinct(prepared.repeats)
         else:
-            self.scheme = check_method(method)
-            self.grid, self.outputs = check_grid(_distinct(check_times(self.t)), step_size, self.scheme)
-            order, self.group = check_alpha(alpha, self.layout, flat.device)
-            self.alpha, self.steps = order.detach().double(), self.grid.steps
+            asked = prepare_caputo(self._request)
+            _require_distinct(asked.repeats)
+            self._problem, self._options = asked.problem, asked.options
+            self.method = asked.problem.scheme.name
+            self.alpha, self.steps = asked.alpha.detach().double(), asked.problem.grid.steps
 
     def leaves(self) -> tuple[list[Tensor], list[Tensor]]:
         """Fresh leaves with the values of y0 (its parts), and of alpha where there is one."""
@@ -98,11 +67,11 @@ class Case:
         """The values of the inputs: y0, theta, alpha."""
         return self.y0, [p.detach() for p in self.parameters], [] if self.alpha is None else [self.alpha]
 
-    def solve(self, y0: list[Tensor], alpha: list[Tensor], gradient: Discrete | Backprop) -> Any:
+    def solve(self, y0: list[Tensor], alpha: list[Tensor], gradient: Gradient) -> Any:
         """y as `fdeint` or `odeint` returns it."""
         state = tuple(y0) if self.layout.is_tuple else y0[0]
         order = alpha[0] if alpha else 1.0
-        return solve(self.func, state, self.t, order, gradient=gradient, **self._keywords).y
+        return self._engine.solve(replace(self._request, y0=state, alpha=order, gradient=gradient)).y
 
     def functional(self, y: Any) -> Tensor:
         """J(y)."""
@@ -114,7 +83,7 @@ class Case:
             raise ValueError(f"loss must return a 0-d tensor: got {value!r}; reduce it with .sum() or .mean()")
         return value
 
-    def gradient(self, gradient: Discrete | Backprop) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def gradient(self, gradient: Gradient) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """dJ by group, with zeros for what J does not depend on."""
         y0, alpha = self.leaves()
         inputs = [*y0, *self.parameters, *alpha]
@@ -141,64 +110,19 @@ class Case:
 
     def tangent(self, y0_dot: list[Tensor], theta_dot: list[Tensor], alpha_dot: list[Tensor]) -> Tensor:
         """y' u at the outputs, (T, d)."""
-        flat, flat_dot = (torch.cat([_real(x).reshape(-1) for x in parts]) for parts in (self.y0, y0_dot))
-        peers = Peers(None)
-        with torch.no_grad(), solver_options(check_options(self.options), "", peers) as prefix:
-            if self.alpha is None:
-                return self._steps_tangent(flat, flat_dot, theta_dot, peers, prefix)
-            return self._history_tangent(flat, flat_dot, theta_dot, alpha_dot[0], peers, prefix)
+        flat, flat_dot = (torch.cat([real(x).reshape(-1) for x in parts]) for parts in (self.y0, y0_dot))
+        with torch.no_grad(), solver_options(self._options, "", Peers(None)) as prefix:
+            if isinstance(self._problem, OrdinaryProblem):
+                return replace(self._problem, options_prefix=prefix).tangent(flat, flat_dot, theta_dot)
+            assert self.alpha is not None
+            problem = replace(self._problem, options_prefix=prefix)
+            return problem.tangent(flat, self.alpha, flat_dot, alpha_dot[0], theta_dot)
 
-    def _steps_tangent(self, y: Tensor, y_dot: Tensor, theta_dot: list[Tensor], peers: Peers, prefix: str) -> Tensor:
-        problem = OrdinaryProblem(
-            scheme=self._one_step,
-            times=tuple(self._times.anchors),
-            pieces=self._pieces,
-            gradient=Discrete(),
-            accuracy=Accuracy(0.0, 0.0, Limits()),
-            layout=self.layout,
-            func=self.func,
-            parameters=self.parameters,
-            peers=peers,
-            options_prefix=prefix,
-            stats=Stats(self._one_step.name),
-        )
-        system, found = cast(System, problem.bare_system(y)), {0: y_dot}
-        for n in range(1, self.steps + 1):
-            at = self._times.interval(n)
-            step = self._one_step.step(system, at, y)
-            sources = self._one_step.stages(system, at, y, step.y, dense=False, graphs=False, rows=None)
-            y, y_dot = step.y, self._one_step.tangent(system, at, sources, y_dot, theta_dot)
-            found[n] = y_dot
-        return torch.stack([found[n] for n in accumulate(self._pieces, initial=0)])
 
-    def _history_tangent(
-        self, flat: Tensor, flat_dot: Tensor, theta_dot: list[Tensor], alpha_dot: Tensor, peers: Peers, prefix: str
-    ) -> Tensor:
-        assert self.alpha is not None
-        function = TorchFunction(self.func, self.layout, self.parameters, flat.dtype, flat.device, self.grid, peers)
-        problem = Problem(
-            scheme=self.scheme,
-            grid=self.grid,
-            outputs=self.outputs,
-            history=self.history,
-            gradient=Discrete(),
-            group=self.group,
-            layout=self.layout,
-            func=self.func,
-            parameters=self.parameters,
-            peers=peers,
-            options_prefix=prefix,
-            stats=Stats(self.scheme.name),
-        )
-        found = tangent_sweep(
-            Trajectory(problem.prepare(self.alpha, flat), flat, None),
-            bare_system(function, implicit=self.scheme.implicit, options_prefix=prefix),
-            flat_dot,
-            alpha_dot.cpu().reshape(-1),
-            theta_dot,
-            self.outputs,
-        )
-        return torch.stack([found[n] for n in self.outputs])
+def _require_distinct(times: Repeats) -> None:
+    """Raise ValueError where a time is repeated, or alone: the tangent has one output at each."""
+    if times.rows is not None or len(times.times) == 1:
+        raise ValueError(f"t must have two or more times, all different, to verify a gradient: got {times.times[:8]}")
 
 
 @contextmanager
@@ -217,12 +141,7 @@ def _moved(parameters: Sequence[Tensor], directions: Sequence[Tensor], e: float)
 def rows_of(y: Any) -> Tensor:
     """What fdeint or odeint returns as (T, d), real."""
     parts = y if isinstance(y, tuple) else (y,)
-    return torch.cat([_real(part).reshape(len(part), -1) for part in parts], dim=1)
-
-
-def _real(x: Tensor) -> Tensor:
-    """x, a complex one as pairs of numbers."""
-    return torch.view_as_real(x) if x.is_complex() else x
+    return torch.cat([real(part).reshape(len(part), -1) for part in parts], dim=1)
 
 
 def random_like(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,1 @@
+"""Ordinary equations M y' = f(t, y): one-step methods, forward and backward."""

@@ -1,1 +1,0 @@
-"""Sweeps over the steps: forward, adjoint, tangent linear, and autograd through the same steps."""
