@@ -5,7 +5,10 @@ import tempfile
 
 import pytest
 import torch
-from checkpointing import left_in
+
+pytest.register_assert_rewrite("support")  # before it is imported
+
+from support.checkpointing import left_in  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,255 @@
+"""Checkpointed solves: the gradient of store-all bit for bit, and snapshots within their budget.
+
+Bitwise equality is exact because a schedule changes which steps are taken again, never how one is taken. Since it also
+holds when both sides are wrong, the reference is compared with autograd through the steps, to 1e-12 as in
+test_gradients.py. Implicit methods, ten times as dear, meet a few of the schedules each, together all of them.
+"""
+
+import gc
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import pfde
+from pfde.schedules import Sizes, forward_steps
+from pfde.schemes import METHODS
+from support.checkpointing import (
+    BOUNDED,
+    EXPLICIT,
+    FOREIGN,
+    HISTORIES,
+    IMPLICIT,
+    NONUNIFORM,
+    OURS,
+    SCHEDULES,
+    UNIFORM,
+    N,
+    Solve,
+    assert_close,
+    assert_same,
+    discrete,
+    gradients,
+    left_in,
+    store_all,
+)
+
+pytestmark = [
+    pytest.mark.usefixtures("folder"),
+    pytest.mark.filterwarnings("ignore:Numba not available:RuntimeWarning"),
+]
+
+
+# -- every schedule x history x method --------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("method", EXPLICIT)
+def test_explicit_methods_under_every_schedule(method, history):
+    for name, make in SCHEDULES.items():
+        found = gradients(method, history, discrete(make()))
+        assert_same(found, store_all(method, history), name)
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("method", IMPLICIT)
+def test_implicit_methods_under_some_schedules_each(method, history):
+    assert 2 * len(IMPLICIT) * len(HISTORIES) >= len(SCHEDULES)  # the turns reach every one
+    turn = IMPLICIT.index(method) * len(HISTORIES) + list(HISTORIES).index(history)
+    for k in range(2):
+        name = list(SCHEDULES)[(2 * turn + k) % len(SCHEDULES)]
+        found = gradients(method, history, discrete(SCHEDULES[name]()))
+        assert_same(found, store_all(method, history), name)
+
+
+@pytest.mark.parametrize("history", ["exact", "exponentials"])
+@pytest.mark.parametrize("method", NONUNIFORM)
+def test_on_a_nonuniform_grid(method, history):
+    grid = {"t": pfde.graded(0.2, 1.4, N, 2.0)}
+    expected = gradients(method, history, pfde.Discrete(), **grid)
+    assert_close(expected, gradients(method, history, pfde.Backprop(), **grid))
+    names = ["revolve on disk", "online", "mixed"]
+    for name in [*names, "revolve, every step", "disk, once", "h-revolve"] if method in EXPLICIT else names:
+        assert_same(gradients(method, history, discrete(SCHEDULES[name]()), **grid), expected, name)
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("method", ["euler", "pece", "trapezoid", "l1"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"alpha": [0.35, 0.7, 0.95]},
+        {"dtype": torch.float32},
+        {"dtype": torch.float32, "alpha": [0.35, 0.7, 0.95]},
+        {"t": UNIFORM[::9], "step_size": 1.2 / N},
+        {"t": UNIFORM[:2]},
+    ],
+    ids=["orders", "float32", "float32, orders", "coarse outputs", "one step"],
+)
+def test_orders_dtypes_and_outputs(method, history, setting):
+    expected = gradients(method, history, pfde.Discrete(), **setting)
+    if "dtype" not in setting:
+        assert_close(expected, gradients(method, history, pfde.Backprop(), **setting))
+    memory = "6kB" if "t" in setting else "8kB"
+    schedules = pfde.Revolve(2, on_disk=1, leaf=7), pfde.Revolve(memory=memory), pfde.Online(2, leaf=6)
+    for schedule in schedules if method in EXPLICIT else schedules[:1]:
+        assert_same(gradients(method, history, discrete(schedule), **setting), expected, str(schedule))
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_store(method, history):
+    """Bitwise but for two cases of the exact history, where no step is taken again and so nothing is kept again.
+
+    In the derivative form f is evaluated at y_0 + X_n instead, y_n to rounding; the predictors of `pece` are built by
+    another order of summation. Both are as different between the stores under StoreAll.
+    """
+    names = ["revolve", "online", "mixed on disk"] if method in EXPLICIT else ["mixed on disk"]
+    rounded = {"stages": method == "pece", "graph": method == "pece" or METHODS[method].form == "derivative"}
+    for store, name in itertools.product(["stages", "graph"], names):
+        found = gradients(method, history, discrete(SCHEDULES[name](), store=store))
+        if history == "exact" and rounded[store]:
+            assert_close(found, store_all(method, history), 1e-13)
+        else:
+            assert_same(found, store_all(method, history), f"{name}, {store}")
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("method", ["euler", "pece", "trapezoid", "bdf2"])
+def test_a_second_backward_pass(method, history):
+    for name in ("revolve on disk", "online", "mixed") if method in EXPLICIT else ("revolve, a block",):
+        solve = Solve(method, history, discrete(SCHEDULES[name]()))
+        for _ in range(3 if method == "euler" else 2):
+            assert_same(solve.backward(retain_graph=True), store_all(method, history), name)
+        del solve
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_pending_solves_share_nothing(history):
+    """Not even a schedule's stream: one schedule object serves them all, ours or a foreign one."""
+    for make in (OURS["revolve on disk"], OURS["online"], FOREIGN["multistage"]):
+        gradient = discrete(make())
+        first, second = (Solve(method, history, gradient) for method in ("euler", "pece"))
+        third = Solve("euler", history, gradient)
+        assert_same(second.backward(), store_all("pece", history))
+        assert_same(first.backward(), store_all("euler", history))
+        assert_same(third.backward(), store_all("euler", history))
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+class Watched(pfde.Revolve):
+    """A Revolve that tells for what sizes it was asked to plan."""
+
+    def stream(self, sizes):
+        type(self).sizes = sizes
+        return super().stream(sizes)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("history", BOUNDED)
+@pytest.mark.parametrize("method", EXPLICIT)
+def test_snapshots_keep_within_their_number_and_bytes(method, history):
+    for snapshots, on_disk, leaf in [(3, 0, 1), (2, 0, 7), (1, 0, 3), (2, 2, 5), (0, 3, 6)]:
+        for kind in (Watched, pfde.Online):
+            solve = Solve(method, history, discrete(kind(snapshots, on_disk=on_disk, leaf=leaf)))
+            held = solve.stats.snapshots_peak
+            solve.backward()
+            assert 0 < held <= solve.stats.snapshots_peak == snapshots + on_disk
+            assert 0 < solve.stats.snapshot_bytes_peak <= (snapshots + on_disk) * Watched.sizes.snapshot_bytes(leaf)
+            # The snapshot at step 0 has no rows of its block yet, none has fewer than the modes and y.
+    del solve
+
+
+@pytest.mark.parametrize("method", ["euler", "pece", "beuler", "gl"])
+def test_the_bytes_of_a_snapshot_follow_from_nodes_window_and_state(method):
+    """Q modes, the L rows of the band and those of a block, and y; times d = 3 and 8 bytes."""
+    scheme, history = METHODS[method], HISTORIES["exponentials"]
+    solve = Solve(method, history, discrete(Watched(1, leaf=40)))
+    solve.backward()
+    Q = len(history.compress(N, 1.2 / N, scheme.window, scheme.exponents).nodes)
+    # The only snapshot is that of step 0: all modes, the band, no row of the block yet.
+    state = (Q + scheme.window - 1 + 1) * 24
+    assert solve.stats.snapshot_bytes_peak == state
+    # A leaf has y_n, and of `pece` the predictor, which a bounded history cannot give again.
+    assert Watched.sizes[:5] == Sizes(N, state, 48 if method == "pece" else 24, 32, 31 * 24)[:5]
+    assert Watched.sizes.sweep_bytes >= state  # the sweep itself has a state, and the rows of its band and block
+
+
+@pytest.mark.parametrize("history", BOUNDED)
+def test_a_budget_in_bytes_is_kept(history):
+    for budget in (4000, 6000, 9000, "12kB"):
+        schedule = Watched(memory=budget)
+        solve = Solve("euler", history, discrete(schedule))
+        assert_same(solve.backward(), store_all("euler", history))
+        plan, bytes_ = schedule.plan(Watched.sizes), 12000 if budget == "12kB" else budget
+        assert plan.memory <= bytes_
+        assert solve.stats.snapshot_bytes_peak + plan.leaf * Watched.sizes.row_bytes <= bytes_
+        assert solve.stats.snapshots_peak <= plan.snapshots
+
+
+def test_with_the_exact_history_a_snapshot_is_an_index(folder):
+    for name in ("revolve on disk", "online on disk", "multistage", "h-revolve", "disk"):
+        solve = Solve("euler", "exact", discrete(SCHEDULES[name]()))
+        assert left_in(folder) == []
+        solve.backward()
+        assert solve.stats.snapshot_bytes_peak == 0 and solve.stats.nfe_recompute == 0
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("history", BOUNDED)
+@pytest.mark.parametrize("snapshots", [1, 2, 3, 7, 44, 60])
+def test_evaluations_are_the_binomial_numbers(history, snapshots):
+    """euler: one f a step but for the last step, whose f nobody needs; F_0, and the first look at f; F_0's product."""
+    solve = Solve("euler", history, discrete(pfde.Revolve(snapshots, leaf=1)))
+    assert (solve.stats.nfe_forward, solve.stats.nfe_recompute, solve.stats.nfe_backward) == (N + 1, 0, 0)
+    solve.backward(retain_graph=True)
+    again = forward_steps(N, snapshots) - N
+    assert (solve.stats.nfe_forward, solve.stats.nfe_recompute, solve.stats.nfe_backward) == (N + 1, again, N)
+    solve.backward()  # the forward pass anew, without a first look
+    assert solve.stats.nfe_forward == N + 1 and solve.stats.nfe_backward == 2 * N
+    assert solve.stats.nfe_recompute == 2 * again + N
+
+
+def resident():
+    """This process's memory, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_does_not_grow_with_the_steps():
+    """1000 steps of 4096 doubles: 33 MB of states with store-all; with two snapshots and a leaf of 64 about 5 MB.
+
+    Up to 8 MB were seen in a process whose heap other tests had used.
+    """
+    w = torch.full((4096,), 0.5, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    peak = calls = 0
+
+    def func(t, y):
+        nonlocal peak, calls
+        calls += 1
+        if calls % 20 == 0:
+            peak = max(peak, resident())
+        return -w * y
+
+    def growth(schedule, step):
+        nonlocal peak
+        gc.collect()
+        peak = before = resident()
+        y0 = torch.ones(4096, dtype=torch.float64)
+        gradient, history = discrete(schedule), pfde.SumOfExponentials(1e-3)
+        y = pfde.fdeint(
+            func, y0, t, 0.6, method="euler", step_size=step, gradient=gradient, history=history, params=[w]
+        )
+        y.sum().backward()
+        return peak - before
+
+    growth(pfde.Revolve(2, leaf=64), 1 / 100)  # what is loaded and allocated once
+    bounded, whole = growth(pfde.Revolve(2, leaf=64), 1 / 1000), growth(pfde.StoreAll(), 1 / 1000)
+    assert whole > 25e6
+    assert bounded < whole / 3, f"revolve {bounded / 1e6:.1f} MB, store-all {whole / 1e6:.1f} MB"

@@ -1,0 +1,295 @@
+"""The PETSc door: a PETSc program by options alone, and PETSc's run-time options on a torch model."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pfde
+from pfde.schemes import METHODS
+from support.launch import launch, needs_mpiexec
+
+ROOT = Path(__file__).parent
+REACTION = ROOT / "programs" / "reaction.py"
+
+
+def run(command, seconds=60):
+    """stdout of a command, which must succeed within the time limit."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@functools.cache
+def reaction(ranks=1, *options):
+    """What programs/reaction.py prints, by method."""
+    base = ["-ts_type", "python", "-ts_python_type", "pfde.ts.FractionalTS", "-ksp_rtol", "1e-13"]
+    out = launch(ranks, REACTION, *base, *options) if ranks > 1 else run([sys.executable, REACTION, *base, *options])
+    return json.loads(out.splitlines()[-1])
+
+
+def all_methods():
+    return reaction(1, "-fde_alpha", "0.6", "-methods", ",".join(METHODS))
+
+
+class TorchReaction(torch.nn.Module):
+    """The right-hand side of programs/reaction.py."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = torch.nn.Parameter(torch.tensor([2.0, 0.5], dtype=torch.float64))
+
+    def forward(self, t, y):
+        padded = torch.nn.functional.pad(y, (1, 1))
+        coupling = padded[:-2] - 2 * y + padded[2:]
+        return -self.p[0] * y - self.p[1] * y**3 + torch.sin(t) + 0.3 * coupling
+
+
+def torch_reaction(method, alpha, history=None):
+    f = TorchReaction()
+    y0 = torch.linspace(0.5, 1.5, 7, dtype=torch.float64, requires_grad=True)
+    order = torch.tensor(alpha, dtype=torch.float64, requires_grad=True)
+    y = pfde.fdeint(
+        f, y0, torch.tensor([0.5, 1.5], dtype=torch.float64), order, method=method, step_size=0.125, history=history
+    )
+    cost = 0.5 * y[-1].square().sum()
+    cost.backward()
+    return {"cost": cost.item(), "u": y0.grad.tolist(), "p": f.p.grad.tolist(), "alpha": order.grad.item()}
+
+
+def assert_same(result, expected, rtol):
+    for name, value in expected.items():
+        np.testing.assert_allclose(result[name], value, rtol=rtol, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_petsc_program_gets_the_torch_doors_gradient(method):
+    """Same equation, same scheme, other door: callbacks and assembled Jacobians against autograd's products."""
+    assert_same(all_methods()[method], torch_reaction(method, 0.6), rtol=1e-10)
+
+
+@pytest.mark.mpi
+@needs_mpiexec
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_petsc_program_gets_the_same_gradient_on_more_ranks(ranks):
+    """7 unknowns coupled through ghosts; a direct solver, since four ranks on two cores pay for every reduction."""
+    direct = ["-ksp_type", "preonly", "-pc_type", "redundant", "-options_left", "no"]  # it has no use for -ksp_rtol
+    methods = "pece,trapezoid,bdf2" if ranks == 2 else "pece,beuler"
+    results = reaction(ranks, "-fde_alpha", "0.6", "-methods", methods, *direct)
+    for method, result in results.items():
+        assert_same(result, all_methods()[method], rtol=1e-11)
+
+
+def test_options_alone_choose_the_scheme():
+    assert reaction(1, "-fde_alpha", "0.6", "-fde_method", "bdf2")["bdf2"] == all_methods()["bdf2"]
+    assert_same(reaction()["default"], torch_reaction("trapezoid", 1.0), rtol=1e-10)
+
+
+def test_a_compressed_history_and_snapshots_are_options_too():
+    """At a tolerance that is seen in the gradient: it is that of the same compressed scheme behind the other door."""
+    methods = ["euler", "pece", "trapezoid", "gl"]
+    options = "-fde_alpha", "0.6", "-methods", ",".join(methods), "-fde_tolerance", "1e-2", "-fde_snapshots", "1"
+    results = reaction(1, *options)
+    for method in methods:
+        assert_same(results[method], torch_reaction(method, 0.6, pfde.SumOfExponentials(1e-2)), rtol=1e-10)
+    assert results["euler"]["alpha"] != pytest.approx(all_methods()["euler"]["alpha"], rel=1e-8)
+
+
+def test_snapshots_inside_a_petsc_program():
+    """Leaves of two steps, so that states are computed again: bitwise the gradient that needs none, twice."""
+    body = """
+from pfde.ts import FractionalTS, adjoint_solve
+def gradient(schedule):
+    ts = PETSc.TS().createPython(FractionalTS(0.6, "trapezoid", pfde.SumOfExponentials(1e-6), schedule))
+    ts.setRHSFunction(rhs, u.duplicate()); ts.setRHSJacobian(jacobian, J, J)
+    ts.setTime(0.0); ts.setTimeStep(0.05); ts.setMaxTime(1.0); ts.setFromOptions()
+    start = u.duplicate(); start.set(1.0); ts.solve(start)
+    bars = [u.duplicate(), u.duplicate()]
+    bars[0].set(1.0); bars[1].setArray([1.0, -2.0, 0.5])
+    ts.setCostGradients(bars)
+    adjoint_solve(ts)
+    return [b.array.tolist() for b in bars]
+print(gradient(None) == gradient(pfde.Revolve(2, leaf=2)))
+"""
+    assert in_petsc(body).split() == ["True"]
+
+
+def in_petsc(body, *options):
+    """Run a script body in a fresh process with PETSc options; it finds `ts` ready, of type FractionalTS."""
+    script = f"""
+import sys, petsc4py
+petsc4py.init(sys.argv)
+from petsc4py import PETSc
+import pfde.ts
+u = PETSc.Vec().createSeq(3); u.set(1.0)
+J = PETSc.Mat().createDense((3, 3)); J.setUp()
+def rhs(ts, t, u, f):
+    f.setArray(-u.array_r)
+def jacobian(ts, t, u, A, P):
+    P.zeroEntries()
+    for i in range(3):
+        P.setValue(i, i, -1.0)
+    P.assemble()
+ts = PETSc.TS().create()
+ts.setRHSFunction(rhs, u.duplicate())
+ts.setRHSJacobian(jacobian, J, J)
+ts.setTime(0.0); ts.setTimeStep(0.1); ts.setMaxTime(1.0)
+def message(error):
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{{type(error).__name__}}: {{error}}"
+def attempt(call, *args):
+    try:
+        return call(*args)
+    except Exception as error:
+        print(message(error))
+{body}
+"""
+    base = ["-ts_type", "python", "-ts_python_type", "pfde.ts.FractionalTS", "-options_left", "no"]
+    return run([sys.executable, "-c", script, *base, *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["-fde_alpha", "1.5"], "ValueError: -fde_alpha must be in (0, 1]: got 1.5"),
+        (["-fde_alpha", "nan"], "ValueError: -fde_alpha must be in (0, 1]: got nan"),
+        (["-fde_method", "rk4"], "ValueError: -fde_method must be one of euler"),
+        (["-fde_tolerance", "5"], "ValueError: tolerance must be in (0, 0.1], such as 1e-10: got 5"),
+        (["-fde_snapshots", "0"], "ValueError: snapshots + on_disk must be at least 1: got 0"),
+        (["-ts_dt", "0.3"], "ValueError: the time step must divide the interval: got -ts_dt 0.3"),
+    ],
+)
+def test_wrong_options_are_named(options, expected):
+    assert expected in in_petsc("ts.setFromOptions()\nattempt(ts.solve, u)", *options)
+
+
+def test_adjoint_solve_says_what_is_missing():
+    body = """
+ts.setFromOptions()
+attempt(pfde.ts.adjoint_solve, ts)
+ts.solve(u)
+attempt(pfde.ts.adjoint_solve, ts)
+lam, mu = u.copy(), PETSc.Vec().createSeq(1)  # the TS borrows them
+ts.setCostGradients([lam], [mu])
+attempt(pfde.ts.adjoint_solve, ts)
+other = PETSc.TS().create(); other.setType("rk")
+attempt(pfde.ts.adjoint_solve, other)
+"""
+    lines = in_petsc(body).splitlines()
+    assert len(lines) == 4
+    assert "needs a completed forward solve" in lines[0]
+    assert "needs cost gradients" in lines[1]
+    assert "setRHSJacobianP" in lines[2]
+    assert "needs a TS of type python with FractionalTS: got rk" in lines[3]
+
+
+def test_an_implicit_method_without_jacobian_is_refused():
+    body = """
+bare = PETSc.TS().create()
+bare.setRHSFunction(rhs, u.duplicate())
+bare.setTime(0.0); bare.setTimeStep(0.1); bare.setMaxTime(1.0)
+bare.setFromOptions()
+attempt(bare.solve, u)
+"""
+    assert "ValueError: an implicit method needs the Jacobian of the TS" in in_petsc(body)
+
+
+def test_max_steps_ends_the_solve_and_the_adjoint_is_of_what_was_solved():
+    """Four of ten steps: y_4 of y' = -y by the trapezoid, and its derivative, (0.95 / 1.05)^4."""
+    body = """
+ts.setFromOptions()
+ts.solve(u)
+print(ts.getStepNumber(), ts.getConvergedReason() == PETSc.TS.ConvergedReason.CONVERGED_ITS, u.array[0])
+lam = u.duplicate(); lam.set(1.0)
+ts.setCostGradients([lam])
+pfde.ts.adjoint_solve(ts)
+print(lam.array[0])
+"""
+    first, second = in_petsc(body, "-ts_max_steps", "4").splitlines()
+    steps, reason, value = first.split()
+    assert (steps, reason) == ("4", "True")
+    assert float(value) == pytest.approx((0.95 / 1.05) ** 4, rel=1e-12)
+    assert float(second) == pytest.approx((0.95 / 1.05) ** 4, rel=1e-12)
+
+
+def test_a_second_solve_starts_anew_only_when_asked():
+    """A Caputo solve cannot be continued without its memory: refused, not computed wrongly."""
+    body = """
+ts.setFromOptions()
+ts.solve(u)
+first = u.array[0]
+ts.setMaxTime(2.0)
+attempt(ts.solve, u)
+ts.setStepNumber(0); ts.setTime(0.0); ts.setMaxTime(1.0)
+u.set(1.0)
+"""
+    assert "cannot be continued" in in_petsc(body, "-fde_alpha", "0.5")
+    again = """
+ts.setFromOptions()
+ts.solve(u)
+first = u.array[0]
+ts.setStepNumber(0); ts.setTime(0.0); u.set(1.0)
+ts.solve(u)
+print(u.array[0] == first)
+"""
+    assert in_petsc(again, "-fde_alpha", "0.5").strip() == "True"
+
+
+TORCH_MODEL = """
+import sys, petsc4py
+petsc4py.init(sys.argv)
+import torch, pfde
+torch.manual_seed(0)
+f = torch.nn.Linear(3, 3).double()
+y0 = torch.ones(3, dtype=torch.float64, requires_grad=True)
+y = pfde.fdeint(lambda t, y: f(y).tanh(), y0, torch.tensor([0.0, 1.0]), 0.7, method={method!r}, step_size=0.25,
+                params=list(f.parameters()), options_prefix="model_")
+print("forward done", flush=True)
+y[-1].sum().backward(retain_graph=True)
+y[-1].sum().backward()
+print("backward done", flush=True)
+"""
+
+
+def test_monitors_see_the_forward_pass_and_only_that():
+    """-ts_monitor and -snes_monitor with the solve's prefix; recomputation (a second backward) is silent."""
+    out = run(
+        [sys.executable, "-c", TORCH_MODEL.format(method="trapezoid"), "-model_ts_monitor", "-model_snes_monitor"]
+    )
+    forward, rest = out.split("forward done")
+    assert forward.count("TS (model_) dt 0.25 time") == 5
+    assert "4 TS (model_) dt 0.25 time 1." in forward
+    assert forward.count("0 SNES Function norm") == 4
+    assert "TS (model_)" not in rest and "SNES" not in rest and "backward done" in rest
+
+
+def test_ts_view_names_the_scheme():
+    out = run([sys.executable, "-c", TORCH_MODEL.format(method="bdf2"), "-model_ts_view"])
+    assert "Caputo equation, method bdf2" in out
+
+
+def test_log_view_shows_forward_history_and_adjoint():
+    out = run([sys.executable, "-c", TORCH_MODEL.format(method="euler"), "-log_view"])
+    counts = {line.split()[0]: int(line.split()[1]) for line in out.splitlines() if line.startswith("FDE")}
+    assert counts == {"FDEForward": 8, "FDEHistory": 16, "FDEAdjoint": 8}  # two forward and two backward passes
+
+
+@pytest.mark.parametrize("option", ["ts_type", "ts_dt", "ts_max_time", "ts_max_steps"])
+def test_ts_options_that_the_arguments_decide_are_refused(option):
+    with pytest.raises(ValueError, match=f"-{option} does not apply here"):
+        pfde.fdeint(
+            lambda t, y: -y, torch.ones(2), torch.linspace(0, 1, 5), 0.5, method="euler", options={option: "rk"}
+        )
