@@ -8,6 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import extend as extend
+    from . import nn as nn
+    from . import testing as testing
+    from . import ts as ts
     from .api.event import odeint_event
     from .api.fdeint import fdeint
     from .api.odeint import odeint
@@ -88,15 +92,17 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    if name in ("nn", "testing", "ts"):
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'pfde' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker it would say that every name exists, pfde.odeintt too
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+            globals()[name] = value
+            return value
+        if name in ("nn", "testing", "ts", "extend"):
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module 'pfde' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "nn", "testing", "ts"])
+    return sorted([*__all__, "extend", "nn", "testing", "ts"])

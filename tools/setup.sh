@@ -139,7 +139,7 @@ fi
 # 7. pfde itself: again whenever pyproject.toml changes -----------------------------------------------------------------
 if todo pfde || [ pyproject.toml -nt "$stamps/pfde" ]; then
     say 7 "pfde, editable, with the extras examples, test and lint"
-    with_progress "pfde" last_line "${pip_install[@]}" --no-build-isolation -e ".[examples,test,lint]"
+    with_progress "pfde" last_line "${pip_install[@]}" -e ".[examples,test,lint]"
 fi
 "$venv/bin/python" -c 'import numpy, torch, mpi4py, petsc4py, checkpoint_schedules' ||
     die "something does not import: 'make distclean' and run this again"

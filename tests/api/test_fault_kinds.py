@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pfde
-from pfde.schemes import METHODS
-from pfde.schemes.ordinary import ODE_METHODS, one_step_method
+from pfde.caputo.schemes import METHODS
+from pfde.one_step.methods import METHODS as ODE_METHODS
 from support.cases import HISTORIES, SCHEDULES, STORES, bounded
 
 pytestmark = pytest.mark.filterwarnings("ignore:Numba not available:RuntimeWarning")
-ORDINARY = [name for name in ODE_METHODS if not one_step_method(name).split]
+ORDINARY = [name for name in ODE_METHODS if not ODE_METHODS[name].split]
 EXPLICIT = ["euler", "midpoint", "heun2", "bosh3", "rk4", "fehlberg", "dopri5", "tsit5", "dopri8"]
 NATIVE = ["petsc:rk:4", "petsc:rk:5dp"]
 RTOL = 1e-10
@@ -185,7 +185,7 @@ class Case:
     @property
     def chooses_steps(self) -> bool:
         """Whether steps are adaptive."""
-        return self.ordinary and self.adaptive and not self.native and one_step_method(self.method).adaptive
+        return self.ordinary and self.adaptive and not self.native and ODE_METHODS[self.method].adaptive
 
     @property
     def keeps_graphs(self) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import pfde
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 
 IMPLICIT = [name for name, scheme in METHODS.items() if scheme.implicit]
 STORES = ["state", "stages", "graph"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pfde
-from pfde.sweeps.marks import Marks, shaken
+from pfde.solving.marks import Marks, shaken
 
 pytestmark = pytest.mark.filterwarnings("ignore:Numba not available:RuntimeWarning")
 both = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pfde
-from pfde.schemes import METHODS
-from pfde.schemes.ordinary import ODE_METHODS, one_step_method
+from pfde.caputo.schemes import METHODS
+from pfde.one_step.methods import METHODS as ODE_METHODS
 from support.cases import HISTORIES, SCHEDULES, STORES, bounded
 from support.drawn import KINDS, derivatives, function, furthest, start
 
@@ -152,7 +152,7 @@ class Ordinary(Case):
     @property
     def adaptive(self) -> bool:
         """Whether the steps are chosen by the error."""
-        return self.grid != "step_size" and one_step_method(self.method).adaptive
+        return self.grid != "step_size" and ODE_METHODS[self.method].adaptive
 
     def solve(self, drawn, y0, gradient):
         # of unequal lengths, but each a whole number of steps
@@ -164,7 +164,7 @@ class Ordinary(Case):
             points = [0.1, 0.35, 0.4, 1.0]
         t = self.times(points[::-1] if self.decreasing else points).requires_grad_(self.moving)
         func = drawn.func
-        if one_step_method(self.method).split:
+        if ODE_METHODS[self.method].split:
             func = pfde.Split(drawn.func, _slow)
         y = pfde.odeint(
             func,

@@ -11,9 +11,9 @@ import torch
 import pfde
 from pfde import __main__ as command
 from pfde import testing
-from pfde.schemes import METHODS
-from pfde.schemes.base import ImplicitScheme
-from pfde.schemes.ordinary import ODE_METHODS
+from pfde.caputo.schemes import METHODS
+from pfde.caputo.schemes.base import ImplicitScheme
+from pfde.one_step.methods import METHODS as ODE_METHODS
 
 T = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)
 Y0 = torch.tensor([0.5, -0.3], dtype=torch.float64)

@@ -16,10 +16,10 @@ from itertools import product
 import pytest
 import torch
 
-from pfde.grids import graded
-from pfde.history.bounded import BLOCK, GROUPED_BLOCK, PUSH_FROM, BoundedConvolution
-from pfde.history.exponentials import IntervalKernel, LagKernel
-from pfde.intervals import quadrature
+from pfde.caputo.graded import graded
+from pfde.caputo.history.bounded import BLOCK, GROUPED_BLOCK, PUSH_FROM, BoundedConvolution
+from pfde.caputo.history.exponentials import IntervalKernel, LagKernel
+from pfde.caputo.intervals import quadrature
 
 CHANNELS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 LENGTHS = [1, 2, 31, 32, 33, 64, 100, 257]

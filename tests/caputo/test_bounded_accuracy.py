@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import pfde
-import pfde.solving
-from pfde.schemes import METHODS
+import pfde.api.fdeint
+from pfde.caputo.schemes import METHODS
 from support.compressed import GRIDDED, ORDERS, START, times
 from support.mittag_leffler import mittag_leffler
 from support.models import Net
@@ -108,13 +108,13 @@ def test_equal_steps_on_a_nonuniform_grid_are_a_uniform_grid(monkeypatch, method
     """The grid of a uniform t is replaced by its points; the reference is the exact history on the uniform one."""
     t = times(40)
     references = [results(method, alpha, pfde.Exact(), t) for alpha in (0.6, ORDERS)]
-    check_grid = pfde.solving.check_grid
+    check_grid = pfde.api.fdeint.check_grid
 
     def with_points(times, *arguments):
         grid, outputs = check_grid(times, *arguments)
         return grid._replace(points=tuple(times)), outputs
 
-    monkeypatch.setattr(pfde.solving, "check_grid", with_points)
+    monkeypatch.setattr(pfde.api.fdeint, "check_grid", with_points)
     for alpha, reference in zip((0.6, ORDERS), references, strict=True):
         found = distances(results(method, alpha, history, t), reference)
         assert max(found) <= ROUNDING, ", ".join(f"{x:.1e}" for x in found)

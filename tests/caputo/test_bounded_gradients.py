@@ -18,7 +18,7 @@ import torch
 
 import pfde
 from pfde import testing
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 from support import oracle
 from support.compressed import GRIDDED, ORDERS, START, times
 from support.models import Net

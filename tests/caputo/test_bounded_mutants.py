@@ -12,12 +12,12 @@ import torch
 
 import pfde
 from pfde import testing
-from pfde.history.bounded import BlockWeights, BoundedConvolution
-from pfde.history.dense import DenseConvolution
-from pfde.history.exponentials import IntervalKernel, LagKernel
-from pfde.sweeps.adjoint import AdjointSweep
-from pfde.sweeps.kernels import BoundedIntervals, BoundedLags, ExactIntervals
-from pfde.sweeps.trajectory import Trajectory
+from pfde.caputo.history.bounded import BlockWeights, BoundedConvolution
+from pfde.caputo.history.dense import DenseConvolution
+from pfde.caputo.history.exponentials import IntervalKernel, LagKernel
+from pfde.caputo.adjoint import AdjointSweep
+from pfde.caputo.operators import BoundedIntervals, BoundedLags, ExactIntervals
+from pfde.caputo.trajectory import Trajectory
 from support.models import Net
 from support.mutants import EVERY, NOTICED, Mutant, mutate, sources
 

@@ -15,7 +15,7 @@ import torch
 
 import pfde
 from pfde.schedules import Sizes, forward_steps
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 from support.checkpointing import (
     BOUNDED,
     EXPLICIT,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pfde
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 
 # Product integration integrates a constant f exactly: N weights of one sign, each good to 4e-15, sum to their exact
 # sum within 4e-15 but for the additions, N eps / 2 = 2e-14 at N = 200. Allowed: 1e-13.

@@ -14,7 +14,7 @@ from torch import nn
 
 import pfde
 from pfde import testing
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 from support import oracle
 from support.caputo import (
     ALPHAS,

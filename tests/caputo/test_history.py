@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from pfde.history import Exact
-from pfde.history.skeleton import interpolation, nodes
+from pfde.caputo.history import Exact
+from pfde.caputo.history.skeleton import interpolation, nodes
 
 ALGORITHMS = ["direct", "blocked", "fft"]
 LENGTHS = [1, 2, 7, 8, 9, 31, 64, 100, 257]
@@ -174,7 +174,7 @@ def test_more_orders_than_can_be_tabulated(algorithm, reverse):
 
 def test_pushes_by_fft(monkeypatch):
     """The scalar history makes them from N = 16384 on only."""
-    monkeypatch.setattr("pfde.history.exact.FFT_FROM", 32)
+    monkeypatch.setattr("pfde.caputo.history.exact.FFT_FROM", 32)
     test_long_enough_for_every_level()
 
 

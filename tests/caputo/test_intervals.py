@@ -1,4 +1,4 @@
-"""The weights of pfde.intervals on grids of all kinds against their integrals in 80 digits; graded grids.
+"""The weights of pfde.caputo.intervals on grids of all kinds against their integrals in 80 digits; graded grids.
 
 Tolerances. A rectangle is a product of a power, an expm1 of a log1p, and 1/Gamma, each within 1 or 2 ulp, of arguments
 with 2 or 3 roundings (measured: 6e-16, derivatives 9e-15). A hat is a difference of two such terms, which loses at most
@@ -16,10 +16,10 @@ import pytest
 import torch
 from mpmath import mpf
 
-from pfde import intervals
-from pfde.grids import graded
-from pfde.intervals import quadrature
-from pfde.schemes import METHODS
+from pfde.caputo import intervals
+from pfde.caputo.graded import graded
+from pfde.caputo.intervals import quadrature
+from pfde.caputo.schemes import METHODS
 
 ALPHAS = [0.01, 0.3, 0.5, 0.9, 0.999, 1.0]
 N = 64
@@ -346,7 +346,7 @@ def mittag_leffler(z, alpha):
     ],
 )
 def test_grading_restores_the_order_in_the_maximum_norm(rule, alpha, r, order):
-    """min(p, 2 alpha r), as the docstring of pfde.grids says, for a solution that behaves like t^alpha at 0.
+    """min(p, 2 alpha r), as the docstring of pfde.caputo.graded says, for a solution that behaves like t^alpha at 0.
 
     The rate from N = 256 to 512 comes to within 0.15 of it (measured: 0.13 at most, and shrinking). Without the grading
     it would be less by 0.4 at least.

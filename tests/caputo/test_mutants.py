@@ -10,11 +10,11 @@ import torch
 
 from pfde import testing
 from pfde.errors import ReplayError
-from pfde.schemes.base import ExplicitScheme, ImplicitScheme
-from pfde.schemes.product_integration import PredictorCorrector
-from pfde.sweeps.adjoint import AdjointSweep, _Predictors
-from pfde.sweeps.grid import Orders
-from pfde.sweeps.kernels import ExactLags
+from pfde.caputo.schemes.base import ExplicitScheme, ImplicitScheme
+from pfde.caputo.schemes.product_integration import PredictorCorrector
+from pfde.caputo.adjoint import AdjointSweep, _Predictors
+from pfde.caputo.grid import Orders
+from pfde.caputo.operators import ExactLags
 from support.models import Net
 from support.mutants import EVERY, NOTICED, Mutant, mutate, sources
 

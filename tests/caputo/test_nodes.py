@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from pfde.history.nodes import (
+from pfde.caputo.history.nodes import (
     Fit,
     certificate,
     certificate_continuous,
@@ -14,7 +14,7 @@ from pfde.history.nodes import (
     sample_distances,
     sample_points,
 )
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 
 ALPHAS = torch.tensor([0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999, 1.0], dtype=torch.float64)
 TOLERANCES = [1e-3, 1e-6, 1e-10, 1e-13]

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import pfde
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 from support.mittag_leffler import mittag_leffler
 
 every_method = pytest.mark.parametrize("method", METHODS)

@@ -11,10 +11,10 @@ import torch
 from checkpoint_schedules import StorageType
 
 import pfde
-from pfde.choice import choose_history
+from pfde.caputo.choice import choose_history
 from pfde.schedules import Online, Revolve, Sizes, StoreAll
-from pfde.schemes import METHODS
-from pfde.sweeps.grid import Grid
+from pfde.caputo.schemes import METHODS
+from pfde.caputo.grid import Grid
 
 MORE = r"keeps \d+ bytes of snapshots, rows and what takes steps again; StoreAll\(\) would keep \d+ for these \d+ steps"
 

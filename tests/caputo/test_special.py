@@ -1,4 +1,4 @@
-"""The sequences of pfde.special against 50-digit mpmath, values and derivatives in the order, in both modes."""
+"""The sequences of pfde.caputo.special against 50-digit mpmath, values and derivatives in the order, in both modes."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from mpmath import mpf
 
-from pfde import special
+from pfde.caputo import special
 
 ALPHAS = [1e-3, 0.1, 0.5, 0.9, 1 - 1e-6, 1.0]
 LAGS = [*range(41), 63, 64, 65, 100, 127, 128, 129, 10**3, 10**4, 10**5, 10**6]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pfde
-from pfde.schemes.sums_of_slopes import add_lost, advance, combine, no_carry, weighted_sum
+from pfde.one_step.methods.sums_of_slopes import add_lost, advance, combine, no_carry, weighted_sum
 from pfde.system.parameter_bar import ParameterBar
 from pfde.system.sums import LongSum
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from mpmath import mpf
 
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 from support.oracle import rectangle, trapezoid, trapezoid_start
 
 ALPHAS = [0.1, 0.5, 0.9]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pfde.sweeps.times import StepTimes
+from pfde.one_step.times import StepTimes
 
 
 @pytest.fixture

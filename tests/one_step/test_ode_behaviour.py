@@ -9,7 +9,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import pfde
-from pfde.ordinary import solve_ode
+from pfde.api.odeint import solve_ode
 from support.pendulum import ADAPTIVE, SPIRAL_TIMES, SPIRAL_VALUES, Clock, D, Spiral, close, pendulum, spiral, times
 
 # -- torchdiffeq's calls -----------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import pfde
-from pfde.ordinary import solve_ode
-from pfde.schemes.ordinary import one_step_method
-from pfde.schemes.tableaux import ADDITIVE
+from pfde.api.odeint import solve_ode
+from pfde.one_step.methods.catalogue import one_step_method
+from pfde.one_step.tableaux import ADDITIVE
 from support.one_step import ADAPTIVE, EXPLICIT, GRADIENTS, Counted, Net, cotangent, grid, model, state
 
 
@@ -19,7 +19,7 @@ def test_an_explicit_step_costs_its_stages(method, name):
     bosh3, dopri5, tsit5 know the first slope of a step from the last stage of the step before only where that is
     evaluated anyway, by adaptive steps.
     """
-    scheme, steps = one_step_method(method), 6
+    scheme, steps = ODE_METHODS[method], 6
     s, func, v = scheme.evaluations, Net(), cotangent(3)
     counted, y0 = Counted(func), state().requires_grad_()
     t = torch.tensor([0.0, 0.4, 0.6], dtype=torch.float64)

@@ -16,10 +16,10 @@ from checkpoint_schedules import MultistageCheckpointSchedule
 from torch import nn
 
 import pfde
-from pfde.driver import bare_system
-from pfde.schemes.ordinary import ODE_METHODS, one_step_method
-from pfde.schemes.tableaux import ADDITIVE
-from pfde.sweeps.times import StepTimes
+from pfde.solving.driver import bare_system
+from pfde.one_step.methods import METHODS as ODE_METHODS
+from pfde.one_step.tableaux import ADDITIVE
+from pfde.one_step.times import StepTimes
 from pfde.system.layout import StateLayout
 from pfde.system.peers import Peers
 from pfde.system.torch_function import TorchFunction
@@ -241,7 +241,7 @@ class Frozen:
 
         graphs : whether the graphs of all stages of a step are to be alive at a time in its transpose
         """
-        scheme = one_step_method(self.method)
+        scheme = ODE_METHODS[self.method]
         layout = StateLayout((torch.Size([2, 2]),), False)
         parameters = tuple(self.func.parameters())
         parts = (self.func.stiff, self.func.nonstiff) if scheme.split else (self.func,)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import pfde
-from pfde.schemes.diagonally_implicit import Additive, DiagonallyImplicit
-from pfde.schemes.one_step import TimeBars
-from pfde.schemes.runge_kutta import RungeKutta
-from pfde.sweeps.steps_adjoint import StepAdjointSweep
-from pfde.sweeps.times import StepTimes
+from pfde.one_step.methods.diagonally_implicit import Additive, DiagonallyImplicit
+from pfde.one_step.methods.base import TimeBars
+from pfde.one_step.methods.runge_kutta import RungeKutta
+from pfde.one_step.adjoint import AdjointSweep
+from pfde.one_step.times import StepTimes
 from pfde.system.mass import Mass
 from support.mutants import NOTICED, Mutant, mutate, sources
 from support.one_step import GRADIENTS, LOOSE, MASSES, Algebraic, Grid, by_oracle, by_pfde, cotangent, model, state
@@ -139,24 +139,24 @@ MUTANTS = {
     "stiff stage solved without transposing": Mutant(Additive, "adjoint", "solve_transpose(", "solve_tangent(", ARK),
     # the sweep
     "cotangent of the first output dropped": Mutant(
-        StepAdjointSweep, "finish", "self._add(self._y_bar[output", "(self._y_bar[output", ALL
+        AdjointSweep, "finish", "self._add(self._y_bar[output", "(self._y_bar[output", ALL
     ),
     "cotangent of an output halved": Mutant(
-        StepAdjointSweep, "_step", "self._add(self._y_bar[output", "self._add(0.5 * self._y_bar[output", ALL
+        AdjointSweep, "_step", "self._add(self._y_bar[output", "self._add(0.5 * self._y_bar[output", ALL
     ),
     "y_n dropped from an output inside": Mutant(
-        StepAdjointSweep, "_step", "self._add(self._y_bar[index])", "pass", PAIRS, "adaptive"
+        AdjointSweep, "_step", "self._add(self._y_bar[index])", "pass", PAIRS, "adaptive"
     ),
     "h missing from the dense output": Mutant(
-        StepAdjointSweep, "_step", "at.h * b, self._y_bar[index]", "b, self._y_bar[index]", PAIRS, "adaptive"
+        AdjointSweep, "_step", "at.h * b, self._y_bar[index]", "b, self._y_bar[index]", PAIRS, "adaptive"
     ),
-    "output's time dropped": Mutant(StepAdjointSweep, "_place", "self.t_bar[index] += rate", "pass", PAIRS, "adaptive"),
-    "theta does not move with t": Mutant(StepAdjointSweep, "_place", "t_bar -= rate", "pass", PAIRS, "adaptive"),
+    "output's time dropped": Mutant(AdjointSweep, "_place", "self.t_bar[index] += rate", "pass", PAIRS, "adaptive"),
+    "theta does not move with t": Mutant(AdjointSweep, "_place", "t_bar -= rate", "pass", PAIRS, "adaptive"),
     "theta does not move with h": Mutant(
-        StepAdjointSweep, "_place", "h_bar -= theta * rate", "pass", PAIRS, "adaptive"
+        AdjointSweep, "_place", "h_bar -= theta * rate", "pass", PAIRS, "adaptive"
     ),
     "theta moves with h as with t": Mutant(
-        StepAdjointSweep, "_place", "h_bar -= theta * rate", "h_bar -= rate", PAIRS, "adaptive"
+        AdjointSweep, "_place", "h_bar -= theta * rate", "h_bar -= rate", PAIRS, "adaptive"
     ),
     # the times
     "h_bar with the wrong sign": Mutant(

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import pfde
-from pfde.schemes.ordinary import ODE_METHODS, one_step_method
-from pfde.schemes.tableaux import ADDITIVE
+from pfde.one_step.methods import METHODS as ODE_METHODS
+from pfde.one_step.tableaux import ADDITIVE
 
-ADAPTIVE = [name for name in ODE_METHODS if one_step_method(name).adaptive]
-IMPLICIT = [name for name in ODE_METHODS if one_step_method(name).implicit]
+ADAPTIVE = [name for name in ODE_METHODS if ODE_METHODS[name].adaptive]
+IMPLICIT = [name for name in ODE_METHODS if ODE_METHODS[name].implicit]
 GRIDS = {1: (60, 120, 240), 2: (32, 64, 128), 3: (24, 48, 96), 4: (24, 48, 96), 5: (48, 96, 192), 8: (8, 16, 32)}
 TIMES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
 START = torch.tensor([0.2, 0.2], dtype=torch.float64)
@@ -69,7 +69,7 @@ def check(errors, expected, what):
 
 @pytest.mark.parametrize("method", ODE_METHODS)
 def test_order_with_fixed_steps(method):
-    order = one_step_method(method).order
+    order = ODE_METHODS[method].order
     with torch.no_grad():
         errors = [
             pfde.odeint(problem(method), START, TIMES, method=method, step_size=2 / steps)[1:] - exact(TIMES)[1:]
@@ -81,7 +81,7 @@ def test_order_with_fixed_steps(method):
 @pytest.mark.parametrize("method", ["rk4", "fehlberg", "cn"])
 def test_order_of_the_gradient(method):
     """That of dy(2)/dy_0, componentwise: the discrete gradient converges to that of the solution."""
-    order = one_step_method(method).order
+    order = ODE_METHODS[method].order
     t = TIMES[[0, -1]]
     limit = decay(t[1]) / (START * (1 + 4 * decay(t[1]))) ** 2
     errors = []
@@ -96,7 +96,7 @@ def test_order_of_the_gradient(method):
 def test_order_of_the_dense_output(method):
     """Single steps of length h, which no tolerance cuts, from the solution at 8 times: the error inside them, at 0.15,
     0.35, 0.6, 0.85 of h, is of the order dense_order + 1."""
-    order, errors = one_step_method(method).dense_order, []
+    order, errors = ODE_METHODS[method].dense_order, []
     parts = torch.tensor([0.0, 0.15, 0.35, 0.6, 0.85, 1.0], dtype=torch.float64)
     for k in range(3):
         h = (0.2 if order > 4 else 0.1) / 2**k
@@ -116,7 +116,7 @@ def test_order_of_the_dense_output(method):
 def test_the_error_of_adaptive_steps_follows_the_tolerance(method):
     """The error of a step is controlled, and a few dozen steps add up: 30 rtol at most. A hundredth of rtol makes
     (1/100)^(q/(q+1)) of the error, q the embedded order, once the steps are small: 0.05 for q = 2, allowed is 0.3."""
-    low = one_step_method(method).order <= 3
+    low = ODE_METHODS[method].order <= 3
     errors = []
     for rtol in (1e-2, 1e-4) if low else (1e-3, 1e-5):
         with torch.no_grad():
@@ -129,7 +129,7 @@ def test_the_error_of_adaptive_steps_follows_the_tolerance(method):
 @pytest.mark.parametrize("method", IMPLICIT)
 def test_l_stable_methods_damp_a_stiff_transient_in_one_step(method):
     """y' = -1e6 (y - cos t), y(0) = 2, h = 0.1: L-stable ones are at cos h then, A-stable ones as far off as before."""
-    scheme = one_step_method(method)
+    scheme = ODE_METHODS[method]
 
     def relax(t, y):
         return -1e6 * (y - torch.cos(t))

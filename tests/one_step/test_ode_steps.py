@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pfde
-from pfde.ordinary import solve_ode
+from pfde.api.odeint import solve_ode
 from support.pendulum import (
     ADAPTIVE,
     Clock,

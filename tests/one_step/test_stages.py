@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pfde
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 
 FRACTIONAL = [name for name, scheme in METHODS.items() if scheme.implicit]
 ONE_STEP = ["beuler", "cn", "implicit_midpoint", "sdirk4", "esdirk3", "esdirk4"]

@@ -21,8 +21,8 @@ import pytest
 from mpmath import mpf
 
 from pfde import schemes
-from pfde.schemes.rooted_trees import dense_residuals, elementary_weights, residuals, rooted_trees
-from pfde.schemes.tableaux import ADDITIVE, TABLEAUX, AdditiveTableau, Tableau, additive_tableau, tableau
+from pfde.one_step.tableaux.rooted_trees import dense_residuals, elementary_weights, residuals, rooted_trees
+from pfde.one_step.tableaux import ADDITIVE, TABLEAUX, AdditiveTableau, Tableau, additive_tableau, tableau
 
 EXPLICIT = [
     *("euler", "midpoint", "heun2", "ralston", "bosh3", "rk4", "rk4_classic"),
@@ -409,10 +409,10 @@ def test_unknown_names():
 def test_nothing_is_made_before_it_is_asked_for(monkeypatch):
     """Fresh copies of the modules: names cost nothing, and one tableau makes one."""
     for name in ("tableau", "explicit_tableaux", "implicit_tableaux", "tableaux"):
-        module = importlib.import_module(f"pfde.schemes.{name}")
+        module = importlib.import_module(f"pfde.caputo.schemes.{name}")
         monkeypatch.delattr(schemes, name)  # put back afterwards
         monkeypatch.delitem(sys.modules, module.__name__)
-    fresh = importlib.import_module("pfde.schemes.tableaux")
+    fresh = importlib.import_module("pfde.one_step.tableaux")
     assert fresh.Tableau is not Tableau
 
     def alive():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from petsc4py import PETSc
 
-from pfde import native as module
+from pfde.petsc import problem as module
 from pfde.system.layout import StateLayout
 from support.native import DOUBLE, STEP, TIMES, Model, difference, gradient, inputs, loss, new_stats, solve
 from support.native_steps import ARKIMEX, BY_HAND, RK, allowed, by_hand

@@ -10,7 +10,7 @@ from petsc4py import PETSc
 
 import pfde
 from pfde import ConvergenceError, NonFiniteError
-from pfde.native_setting import _TYPES, parse_native
+from pfde.petsc.setting import _TYPES, parse_method
 from pfde.system.layout import StateLayout
 from support.native import (
     DOUBLE,
@@ -87,7 +87,7 @@ def test_nothing_is_left_of_a_solve(method):
 )
 def test_unknown_methods(name, match):
     with pytest.raises(ValueError, match=match):
-        parse_native(name)
+        parse_method(name)
 
 
 def test_types_are_those_of_petsc():
@@ -97,7 +97,7 @@ def test_types_are_those_of_petsc():
     y0 = inputs()[0]
     for family, names in _TYPES.items():
         for name in names:
-            method = parse_native(f"petsc:{family}:{name}")
+            method = parse_method(f"petsc:{family}:{name}")
             if not method.embedded:
                 with pytest.raises(ValueError, match="no embedded pair"):
                     solve(method.name, lambda t, y: -y, y0, step_size=None)

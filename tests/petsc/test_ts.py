@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pfde
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 from support.launch import launch, needs_mpiexec
 
 ROOT = Path(__file__).parent

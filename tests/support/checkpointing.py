@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pfde
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 
 RTOL = 1e-12
 N = 45

@@ -2,7 +2,7 @@
 
 import torch
 
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 
 ORDERS = torch.tensor([0.35, 0.8], dtype=torch.float64)
 GRIDDED = [name for name, scheme in METHODS.items() if scheme.rules]

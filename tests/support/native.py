@@ -4,9 +4,9 @@ import types
 
 import torch
 
-from pfde.autograd import Solve
-from pfde.native import NativeProblem
-from pfde.native_setting import parse_native
+from pfde.solving.autograd import Solve
+from pfde.petsc.problem import PetscProblem
+from pfde.petsc.setting import parse_method
 from pfde.system.layout import StateLayout
 from pfde.system.peers import Peers
 
@@ -45,8 +45,8 @@ def new_stats():
 
 
 def solve(method, func, y0, parameters=(), times=TIMES, step_size=STEP, tolerance=1e-9, layout=LAYOUT, **kwargs):
-    problem = NativeProblem(
-        method=parse_native(method),
+    problem = PetscProblem(
+        method=parse_method(method),
         func=func,
         layout=layout,
         times=tuple(times),

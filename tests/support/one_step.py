@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 import pfde
-from pfde.schemes.ordinary import ODE_METHODS, one_step_method
-from pfde.schemes.tableaux import ADDITIVE, TABLEAUX
+from pfde.one_step.methods import METHODS as ODE_METHODS
+from pfde.one_step.tableaux import ADDITIVE, TABLEAUX
 from support import ode_oracle
 
 RTOL = 1e-12
 EPS = torch.finfo(torch.float64).eps
-EXPLICIT = [name for name in ODE_METHODS if not one_step_method(name).implicit]
-IMPLICIT = [name for name in ODE_METHODS if one_step_method(name).implicit]
+EXPLICIT = [name for name in ODE_METHODS if not ODE_METHODS[name].implicit]
+IMPLICIT = [name for name in ODE_METHODS if ODE_METHODS[name].implicit]
 WITH_MASS = [name for name in IMPLICIT if name not in ADDITIVE]
-ADAPTIVE = [name for name in ODE_METHODS if one_step_method(name).adaptive]
+ADAPTIVE = [name for name in ODE_METHODS if ODE_METHODS[name].adaptive]
 GRADIENTS = {
     "state": pfde.Discrete(),
     "stages": pfde.Discrete(store="stages"),
@@ -111,7 +111,7 @@ class Grid:
 
 
 def grid(case, method):
-    low = one_step_method(method).order <= 3 or method in IMPLICIT
+    low = ODE_METHODS[method].order <= 3 or method in IMPLICIT
     if case == "grid":
         if method in ADAPTIVE:  # which take a grid of t as steps only where step_size says so
             return Grid((1.3, 1.2, 1.0, 0.9), (1, 2, 1), {"step_size": 0.1})

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pfde.schemes import METHODS
-from pfde.schemes.one_step import OneStep
-from pfde.schemes.ordinary import ODE_METHODS, one_step_method
-from pfde.schemes.tableaux import ADDITIVE, TABLEAUX
+from pfde.caputo.schemes import METHODS
+from pfde.one_step.methods.base import OneStep
+from pfde.one_step.methods import METHODS as ODE_METHODS
+from pfde.one_step.tableaux import ADDITIVE, TABLEAUX
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -132,7 +132,7 @@ def test_the_table_of_methods_is_the_registry() -> None:
 
 def properties(name: str) -> list[str]:
     """What the table of one-step methods says of one, but for its description."""
-    scheme: OneStep = one_step_method(name)
+    scheme: OneStep = ODE_METHODS[name]
     tableau = ADDITIVE[name].implicit if name in ADDITIVE else TABLEAUX[name]
     solves = sum(1 for i, row in enumerate(tableau.A) if row[i])
     cost = f"{solves} solve{'s' if solves > 1 else ''}" if scheme.implicit else f"{scheme.evaluations} f"

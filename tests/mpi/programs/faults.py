@@ -13,7 +13,7 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 import pfde
-from pfde.schemes import METHODS
+from pfde.caputo.schemes import METHODS
 
 comm = MPI.COMM_WORLD
 rank, size = comm.Get_rank(), comm.Get_size()

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 import pfde
-from pfde.ordinary import solve_ode
+from pfde.api.odeint import solve_ode
 
 comm = MPI.COMM_WORLD
 rank, size = comm.Get_rank(), comm.Get_size()
