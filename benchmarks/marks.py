@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import pfde
-from pfde.solving import checkpoints
+from pfde.api.fdeint import checkpoints
 
 CASES = {  # width of the state, rows, hidden units; None is Lotka-Volterra, three operations
     "Lotka-Volterra, 1 row": (2, 1, None),

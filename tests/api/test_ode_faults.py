@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import pfde
-from pfde.api.odeint import solve_ode
 from pfde.caputo.schemes import METHODS
 from pfde.one_step.methods import METHODS as ODE_METHODS
+from support.solution import solve_ode
 
 D = torch.float64
 T = torch.linspace(0, 1, 6, dtype=D)

@@ -12,10 +12,10 @@ import torch
 
 import pfde
 from pfde import testing
+from pfde.caputo.adjoint import AdjointSweep
 from pfde.caputo.history.bounded import BlockWeights, BoundedConvolution
 from pfde.caputo.history.dense import DenseConvolution
 from pfde.caputo.history.exponentials import IntervalKernel, LagKernel
-from pfde.caputo.adjoint import AdjointSweep
 from pfde.caputo.operators import BoundedIntervals, BoundedLags, ExactIntervals
 from pfde.caputo.trajectory import Trajectory
 from support.models import Net

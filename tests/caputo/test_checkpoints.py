@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import pfde
-from pfde.schedules import Sizes, forward_steps
 from pfde.caputo.schemes import METHODS
+from pfde.schedules import Sizes, forward_steps
 from support.checkpointing import (
     BOUNDED,
     EXPLICIT,

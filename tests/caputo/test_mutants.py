@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from pfde import testing
-from pfde.errors import ReplayError
-from pfde.caputo.schemes.base import ExplicitScheme, ImplicitScheme
-from pfde.caputo.schemes.product_integration import PredictorCorrector
 from pfde.caputo.adjoint import AdjointSweep, _Predictors
 from pfde.caputo.grid import Orders
 from pfde.caputo.operators import ExactLags
+from pfde.caputo.schemes.base import ExplicitScheme, ImplicitScheme
+from pfde.caputo.schemes.product_integration import PredictorCorrector
+from pfde.errors import ReplayError
 from support.models import Net
 from support.mutants import EVERY, NOTICED, Mutant, mutate, sources
 

@@ -12,9 +12,9 @@ from checkpoint_schedules import StorageType
 
 import pfde
 from pfde.caputo.choice import choose_history
-from pfde.schedules import Online, Revolve, Sizes, StoreAll
-from pfde.caputo.schemes import METHODS
 from pfde.caputo.grid import Grid
+from pfde.caputo.schemes import METHODS
+from pfde.schedules import Online, Revolve, Sizes, StoreAll
 
 MORE = r"keeps \d+ bytes of snapshots, rows and what takes steps again; StoreAll\(\) would keep \d+ for these \d+ steps"
 

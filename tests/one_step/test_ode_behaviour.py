@@ -9,8 +9,8 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import pfde
-from pfde.api.odeint import solve_ode
 from support.pendulum import ADAPTIVE, SPIRAL_TIMES, SPIRAL_VALUES, Clock, D, Spiral, close, pendulum, spiral, times
+from support.solution import solve_ode
 
 # -- torchdiffeq's calls -----------------------------------------------------------------------------------------------
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import pfde
-from pfde.api.odeint import solve_ode
-from pfde.one_step.methods.catalogue import one_step_method
+from pfde.one_step.methods import METHODS as ODE_METHODS
 from pfde.one_step.tableaux import ADDITIVE
 from support.one_step import ADAPTIVE, EXPLICIT, GRADIENTS, Counted, Net, cotangent, grid, model, state
+from support.solution import solve_ode
 
 
 @pytest.mark.parametrize("method", EXPLICIT)

@@ -16,10 +16,10 @@ from checkpoint_schedules import MultistageCheckpointSchedule
 from torch import nn
 
 import pfde
-from pfde.solving.driver import bare_system
 from pfde.one_step.methods import METHODS as ODE_METHODS
 from pfde.one_step.tableaux import ADDITIVE
 from pfde.one_step.times import StepTimes
+from pfde.solving.driver import bare_solver
 from pfde.system.layout import StateLayout
 from pfde.system.peers import Peers
 from pfde.system.torch_function import TorchFunction
@@ -246,11 +246,8 @@ class Frozen:
         parameters = tuple(self.func.parameters())
         parts = (self.func.stiff, self.func.nonstiff) if scheme.split else (self.func,)
         functions = [TorchFunction(f, layout, parameters, torch.float64, y0.device, None, Peers(None)) for f in parts]
-
-        def make(snes, vec):
-            return TorchSystem(functions[0], snes, vec, None, functions[1] if scheme.split else None)
-
-        system = bare_system(functions[0], make, implicit=scheme.implicit)
+        nonstiff = functions[1] if scheme.split else None
+        system = TorchSystem(functions[0], *bare_solver(functions[0], "", implicit=scheme.implicit), None, nonstiff)
         steps = StepTimes((self.times[0], self.times[-1]), None)
         for t in self.times[1:]:
             steps.append(t)

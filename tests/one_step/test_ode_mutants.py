@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import pfde
-from pfde.one_step.methods.diagonally_implicit import Additive, DiagonallyImplicit
-from pfde.one_step.methods.base import TimeBars
-from pfde.one_step.methods.runge_kutta import RungeKutta
 from pfde.one_step.adjoint import AdjointSweep
+from pfde.one_step.methods.base import TimeBars
+from pfde.one_step.methods.diagonally_implicit import Additive, DiagonallyImplicit
+from pfde.one_step.methods.runge_kutta import RungeKutta
 from pfde.one_step.times import StepTimes
 from pfde.system.mass import Mass
 from support.mutants import NOTICED, Mutant, mutate, sources
@@ -152,9 +152,7 @@ MUTANTS = {
     ),
     "output's time dropped": Mutant(AdjointSweep, "_place", "self.t_bar[index] += rate", "pass", PAIRS, "adaptive"),
     "theta does not move with t": Mutant(AdjointSweep, "_place", "t_bar -= rate", "pass", PAIRS, "adaptive"),
-    "theta does not move with h": Mutant(
-        AdjointSweep, "_place", "h_bar -= theta * rate", "pass", PAIRS, "adaptive"
-    ),
+    "theta does not move with h": Mutant(AdjointSweep, "_place", "h_bar -= theta * rate", "pass", PAIRS, "adaptive"),
     "theta moves with h as with t": Mutant(
         AdjointSweep, "_place", "h_bar -= theta * rate", "h_bar -= rate", PAIRS, "adaptive"
     ),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import pfde
-from pfde.api.odeint import solve_ode
 from support.pendulum import (
     ADAPTIVE,
     Clock,
@@ -18,6 +17,7 @@ from support.pendulum import (
     pendulum,
     times,
 )
+from support.solution import solve_ode
 
 # -- random numbers ----------------------------------------------------------------------------------------------------
 

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from mpmath import mpf
 
-from pfde import schemes
+from pfde import one_step
+from pfde.one_step import tableaux
+from pfde.one_step.tableaux import ADDITIVE, TABLEAUX, AdditiveTableau, Tableau
 from pfde.one_step.tableaux.rooted_trees import dense_residuals, elementary_weights, residuals, rooted_trees
-from pfde.one_step.tableaux import ADDITIVE, TABLEAUX, AdditiveTableau, Tableau, additive_tableau, tableau
 
 EXPLICIT = [
     *("euler", "midpoint", "heun2", "ralston", "bosh3", "rk4", "rk4_classic"),
@@ -59,7 +60,7 @@ def test_trees(colours, counts):
 
 def test_elementary_weights_of_named_trees():
     """Phi of [[t] t], [[[t]]] and [t t t], written out for the 3/8 rule."""
-    A = np.array(tableau("rk4").A, dtype=object)
+    A = np.array(TABLEAUX["rk4"].A, dtype=object)
     one = np.array([Fraction(1)] * 4)
     by_name = dict(zip(map(str, rooted_trees(4)), elementary_weights([A.tolist()], 4), strict=True))
     assert by_name["[[t] t]"] == tuple((A @ A @ one) * (A @ one))
@@ -70,7 +71,7 @@ def test_elementary_weights_of_named_trees():
 
 def test_colours_choose_the_coefficients():
     """A vertex u takes the second A, a root u the second b."""
-    pair = additive_tableau("ark4")
+    pair = ADDITIVE["ark4"]
     one, two = (np.array(t.a) for t in (pair.implicit, pair.explicit))
     trees, phi = rooted_trees(3, 2), elementary_weights([one.tolist(), two.tolist()], 3)
     by_name = {str(tree): np.array(w) for tree, w in zip(trees, phi, strict=True)}
@@ -125,7 +126,7 @@ def expect_exactly(found, tolerance, what):
 
 @every
 def test_orders_are_exact(name):
-    t = tableau(name)
+    t = TABLEAUX[name]
     assert t.name == name
     expect_exactly(conditions([t], t.order), t.tolerance, "b")
     expect_exactly(conditions([t], t.dense_order, dense=True), t.tolerance, "P")
@@ -137,7 +138,7 @@ def test_orders_are_exact(name):
 
 @every_pair
 def test_orders_of_pairs_are_exact(name):
-    pair = additive_tableau(name)
+    pair = ADDITIVE[name]
     methods = [pair.implicit, pair.explicit]
     assert pair.order == int(name[-1])
     expect_exactly(conditions(methods, pair.order), pair.tolerance, "b")
@@ -187,14 +188,14 @@ def observe(methods, parts, orders, h):
 
 @every
 def test_local_errors_have_the_orders(name):
-    t = tableau(name)
+    t = TABLEAUX[name]
     h = 2**-4 if name == "dopri8" else 2**-9  # dopri8 while the rounding of its coefficients, 1e-18 h, does not show
     observe([t], [lambda t, y: -2 * t * y * y], [t.order, t.embedded_order, t.dense_order], h)
 
 
 @every_pair
 def test_local_errors_of_pairs_have_the_orders(name):
-    pair = additive_tableau(name)
+    pair = ADDITIVE[name]
     parts = [lambda t, y: -y * y * t - 3 * y * t, lambda t, y: -y * y * t + 3 * y * t]
     observe([pair.implicit, pair.explicit], parts, [pair.order, pair.embedded_order, pair.dense_order], 2**-9)
 
@@ -211,7 +212,7 @@ def stability_function(t, z):
 @pytest.mark.parametrize("name", EXPLICIT)
 def test_explicit_stability_function_is_the_exponential_series(name):
     """R(z) = sum z^k b^T A^(k-1) 1, whose coefficients are 1/k! up to the order and no further."""
-    t = tableau(name)
+    t = TABLEAUX[name]
     A, b, v = np.array(t.a), np.array(t.weights), np.ones(t.stages)
     series = [1.0]
     for _ in range(t.stages):
@@ -226,7 +227,7 @@ def test_explicit_stability_function_is_the_exponential_series(name):
 
 @pytest.mark.parametrize("name", EXPLICIT)
 def test_real_stability_interval_is_as_stated(name):
-    t = tableau(name)
+    t = TABLEAUX[name]
     assert t.explicit
     left = float(t.stability.removeprefix("real interval [").removesuffix(", 0]"))
     inside = [abs(stability_function(t, z)) for z in np.linspace(left, -1e-3, 200)]
@@ -237,13 +238,13 @@ def test_real_stability_interval_is_as_stated(name):
 @pytest.mark.parametrize("name", IMPLICIT)
 def test_implicit_methods_are_a_stable(name):
     """|R(iy)| <= 1, and R has no pole in the left half plane as all a_ii >= 0; of L-stable ones R(infinity) = 0."""
-    t = tableau(name)
+    t = TABLEAUX[name]
     check_implicit(t)
 
 
 @every_pair
 def test_implicit_parts_are_l_stable(name):
-    pair = additive_tableau(name)
+    pair = ADDITIVE[name]
     check_implicit(pair.implicit)
     assert pair.implicit.stability == "L-stable"
     assert pair.explicit.explicit and not pair.explicit.first_same_as_last
@@ -263,7 +264,7 @@ def check_implicit(t):
 
 @every
 def test_views(name):
-    t = tableau(name)
+    t = TABLEAUX[name]
     s = t.stages
     assert np.shape(t.a) == (s, s) and len(t.weights) == len(t.nodes) == s
     assert t.a == tuple(tuple(map(float, row)) for row in t.A) and t.weights == tuple(map(float, t.b))
@@ -295,19 +296,19 @@ def test_classes_of_tableaux():
 @pytest.mark.parametrize("name", IMPLICIT)
 def test_combination_of_stages_is_the_step(name):
     """With Y = y 1 + h A K for any K, (1 - sum d) y + d^T Y = y + h b^T K."""
-    t = tableau(name)
+    t = TABLEAUX[name]
     K, y = np.random.default_rng(0).standard_normal(t.stages), 0.7
     Y = y + 0.3 * np.array(t.a) @ K
     d = np.array(t.combination)
     assert (1 - d.sum()) * y + d @ Y == pytest.approx(y + 0.3 * np.array(t.weights) @ K, rel=1e-13)
-    assert tableau("implicit_midpoint").combination == (2.0,)
-    assert tableau("rk4").combination is None
+    assert TABLEAUX["implicit_midpoint"].combination == (2.0,)
+    assert TABLEAUX["rk4"].combination is None
 
 
 @pytest.mark.parametrize("name", ["bosh3", "fehlberg", "dopri5", "tsit5", "dopri8", "rk4", "esdirk3", "esdirk4", "cn"])
 def test_dense_output_is_once_differentiable(name):
     """b'(0) = e_1 and b'(1) = the slope at the end: pieces of neighbouring steps join with equal slopes."""
-    t = tableau(name)
+    t = TABLEAUX[name]
     P = np.array(t.dense)
     first, last = np.eye(len(P))[0], np.eye(len(P))[-1]
     assert P[:, 0] == pytest.approx(first, abs=1e-13)
@@ -325,7 +326,7 @@ def moved(row, i, by):
 @pytest.mark.parametrize("what", ["A", "c", "b", "b_hat", "P", "A in balance", "P in balance"])
 def test_a_wrong_coefficient_is_refused(name, what):
     """By 1e-12."""
-    t, by = tableau(name), Fraction(1, 10**12)
+    t, by = TABLEAUX[name], Fraction(1, 10**12)
     if what == "A":
         change = {"A": (*t.A[:2], moved(t.A[2], 0, by), *t.A[3:])}
     elif what == "A in balance":  # the row sum stays
@@ -341,7 +342,7 @@ def test_a_wrong_coefficient_is_refused(name, what):
 
 
 def test_the_first_failing_condition_is_named():
-    t = tableau("rk4_classic")
+    t = TABLEAUX["rk4_classic"]
     with pytest.raises(ValueError, match=r"'rk4_classic': sum_j a_2,j = c_2 fails by 0\.5"):
         replace(t, A=(t.A[0], moved(t.A[1], 0, Fraction(1, 2)), *t.A[2:]))
     with pytest.raises(ValueError, match=r"order condition of b for the tree \[t\] fails by -0\.083; allowed is 0"):
@@ -351,11 +352,11 @@ def test_the_first_failing_condition_is_named():
     with pytest.raises(ValueError, match=r"order condition of P for the tree .*, at theta\^"):
         replace(t, dense_order=4)
     with pytest.raises(ValueError, match="order condition of b_hat"):
-        replace(tableau("bosh3"), embedded_order=3)
+        replace(TABLEAUX["bosh3"], embedded_order=3)
 
 
 def test_a_wrong_shape_is_refused():
-    t = tableau("rk4")
+    t = TABLEAUX["rk4"]
     for change in (
         {"A": t.A[:-1]},
         {"A": (moved(t.A[0], 3, Fraction(1)), *t.A[1:])},
@@ -370,7 +371,7 @@ def test_a_wrong_shape_is_refused():
 
 
 def test_wrong_pairs_are_refused():
-    pair = additive_tableau("ark3")
+    pair = ADDITIVE["ark3"]
     A = pair.explicit.A
     by = Fraction(1, 10**12)
     with pytest.raises(ValueError, match=r"'ark3 \(explicit part\)'"):
@@ -380,7 +381,7 @@ def test_wrong_pairs_are_refused():
     with pytest.raises(ValueError, match=r"additive tableau 'ark3': .*order condition of b for"):
         replace(pair, order=4)
     with pytest.raises(ValueError, match=r"additive tableau 'x': .*must agree"):
-        AdditiveTableau("x", 3, tableau("esdirk3"), pair.explicit)
+        AdditiveTableau("x", 3, TABLEAUX["esdirk3"], pair.explicit)
 
 
 def test_coupling_conditions_are_checked():
@@ -389,7 +390,7 @@ def test_coupling_conditions_are_checked():
     A divided difference of third order, added to a row of A^I, is orthogonal to 1, c and c^2 and so, as
     A^I c = c^2 / 2, leaves the implicit part's conditions. It does not leave b^T A^I A^E c = 1/24.
     """
-    pair = additive_tableau("ark4")
+    pair = ADDITIVE["ark4"]
     A, c = pair.implicit.A, pair.implicit.c
     difference = [1 / prod(c[j] - c[k] for k in range(4) if k != j) / 1000 for j in range(4)]
     row = tuple(a + d for a, d in zip(A[4], [*difference, 0, 0], strict=True))
@@ -399,19 +400,19 @@ def test_coupling_conditions_are_checked():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"must be one of euler, .*: got 'rk5'"):
-        tableau("rk5")
-    with pytest.raises(ValueError, match="must be one of ark2, ark3, ark4: got 'dopri5'"):
-        additive_tableau("dopri5")
     assert "rk5" not in TABLEAUX and "rk4" in TABLEAUX and len(ADDITIVE) == 3
+    with pytest.raises(ValueError, match="tableau 'rk4' is registered twice"):
+        TABLEAUX.register("rk4")(lambda: TABLEAUX["rk4"])
 
 
 def test_nothing_is_made_before_it_is_asked_for(monkeypatch):
     """Fresh copies of the modules: names cost nothing, and one tableau makes one."""
-    for name in ("tableau", "explicit_tableaux", "implicit_tableaux", "tableaux"):
-        module = importlib.import_module(f"pfde.caputo.schemes.{name}")
-        monkeypatch.delattr(schemes, name)  # put back afterwards
+    for name in ("", ".tableau", ".explicit", ".implicit"):
+        module = importlib.import_module(f"pfde.one_step.tableaux{name}")
+        if name:
+            monkeypatch.delattr(tableaux, name[1:])  # put back afterwards
         monkeypatch.delitem(sys.modules, module.__name__)
+    monkeypatch.setattr(one_step, "tableaux", tableaux)
     fresh = importlib.import_module("pfde.one_step.tableaux")
     assert fresh.Tableau is not Tableau
 
@@ -423,7 +424,7 @@ def test_nothing_is_made_before_it_is_asked_for(monkeypatch):
     assert list(fresh.TABLEAUX) == list(TABLEAUX) and list(fresh.ADDITIVE) == list(ADDITIVE)
     assert "dopri8" in fresh.TABLEAUX
     assert alive() == 0
-    assert fresh.tableau("dopri8") is fresh.TABLEAUX["dopri8"]
+    assert fresh.TABLEAUX["dopri8"] is fresh.TABLEAUX["dopri8"]
     assert alive() == 1
-    fresh.additive_tableau("ark3")
+    _ = fresh.ADDITIVE["ark3"]
     assert alive() == 4

@@ -4,9 +4,9 @@ import types
 
 import torch
 
-from pfde.solving.autograd import Solve
 from pfde.petsc.problem import PetscProblem
 from pfde.petsc.setting import parse_method
+from pfde.solving.autograd import Solve
 from pfde.system.layout import StateLayout
 from pfde.system.peers import Peers
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pfde.caputo.schemes import METHODS
-from pfde.one_step.methods.base import OneStep
 from pfde.one_step.methods import METHODS as ODE_METHODS
+from pfde.one_step.methods.base import OneStep
 from pfde.one_step.tableaux import ADDITIVE, TABLEAUX
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,6 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 import pfde
-from pfde.api.odeint import solve_ode
 
 comm = MPI.COMM_WORLD
 rank, size = comm.Get_rank(), comm.Get_size()
@@ -60,7 +59,7 @@ def run(part: slice, form: str, **keywords: object) -> tuple[list[Tensor], pfde.
     f, t = Field(part), T.clone().requires_grad_()
     func = pfde.Split(f, lambda t, y: -0.5 * y) if form == "ark2" else f
     y0 = START[part].clone().requires_grad_()
-    solution = solve_ode(func, y0, t, **keywords)
+    solution = pfde.solve(func, y0, t, **keywords)
     loss = (solution.y.square().sum(0) * torch.arange(1.0, SIZE + 1, dtype=D)[part]).sum()
     return [solution.y.detach(), *torch.autograd.grad(loss, (y0, f.a, f.c, t))], solution
 
@@ -180,7 +179,7 @@ def faults() -> None:
         return torch.where(y.abs() < 1.5, -rate * (y - torch.cos(t)), nan)
 
     y0 = torch.ones(3, dtype=D, requires_grad=True)
-    solution = solve_ode(exploding, y0, T, comm=comm, options={"first_step": 1.0}, rtol=1e-4, atol=1e-5)
+    solution = pfde.solve(exploding, y0, T, comm=comm, options={"first_step": 1.0}, rtol=1e-4, atol=1e-5)
     assert solution.stats.rejected > 0
     solution.y.sum().backward()
     assert len(set(comm.allgather((solution.stats.steps, solution.stats.rejected)))) == 1
@@ -192,7 +191,7 @@ def faults() -> None:
         solve(lambda t, y: -y, "dopri5", options={"max_num_steps": 3})
     with fault("min_step", pfde.StepLimitError, "the step size fell to", everywhere=True):
         solve(lambda t, y: torch.sin((50 if guilty else 1) * y), "dopri5", options={"min_step": 0.5, "first_step": 0.5})
-    solution = solve_ode(
+    solution = pfde.solve(
         lambda t, y: -y,
         y0,
         T,
