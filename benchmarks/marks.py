@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import pfde
-from pfde.api.fdeint import checkpoints
+from pfde.solving import replay
 
 CASES = {  # width of the state, rows, hidden units; None is Lotka-Volterra, three operations
     "Lotka-Volterra, 1 row": (2, 1, None),
@@ -43,6 +43,16 @@ class Net(nn.Module):
         return self.rate * y * (1.0 - y.flip(-1)) * torch.tensor([1.0, -1.0], dtype=y.dtype)
 
 
+class NoMarks(replay.Marks):
+    """Keeps nothing, and compares nothing."""
+
+    def keep(self, *_: object, **__: object) -> None:
+        """Nothing."""
+
+    def compare(self, *_: object, **__: object) -> None:
+        """Nothing."""
+
+
 def gradient(method: str, func: nn.Module, y0: Tensor, steps: int) -> Callable[[], None]:
     """A forward and a backward pass."""
     t = torch.linspace(0.0, 1.0, 2, dtype=torch.float64)
@@ -66,11 +76,11 @@ def seconds(run: Callable[[], None]) -> float:
 
 def ratio(run: Callable[[], None], repeats: int) -> tuple[float, float]:
     """With marks over without, and milliseconds without."""
-    marks, pairs = checkpoints.Marks, []
+    marks, pairs = replay.Marks, []
     for _ in range(repeats + 1):
-        checkpoints.Marks = lambda **_: None  # type: ignore[assignment, misc, return-value]
+        replay.Marks = NoMarks  # type: ignore[misc]
         without = seconds(run)
-        checkpoints.Marks = marks  # type: ignore[misc]
+        replay.Marks = marks  # type: ignore[misc]
         pairs.append((seconds(run), without))
     pairs = pairs[1:]
     return statistics.median(a / b for a, b in pairs), 1e3 * statistics.median(b for _, b in pairs)

@@ -1,4 +1,4 @@
-"""Measure one case, in a process of its own: `python benchmarks/measure.py JOB` (JSON) prints a JSON object.
+"""The time and the memory of one case, in a process of its own (`job`).
 
 Time is CPU time of the process, one thread. Floor and case take turns (floor, case, floor, case, ...), so that both see
 the same machine; the ratio is the median of the ratios side by side. Memory is how far the peak of the resident set
@@ -19,20 +19,18 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
-import json
 import re
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from cases import MB, ROW, Case, Problem, solver
+from cases import ROW, Case, Problem
+from solves import WARM_STEPS, Run, warm
 
-WARM_STEPS = (8, 72)  # the second is long enough for the blocked history
 M_MMAP_THRESHOLD = -3  # of mallopt
 LONG = 5.0  # seconds: a case that takes longer is timed in its first run
 
@@ -81,45 +79,11 @@ class Peak:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-class Run:
-    """One forward and backward pass of a case, with its CPU seconds."""
-
-    def __init__(self, case: Case, problem: Problem) -> None:
-        self._solve, self._problem, self._all = solver(case, problem), problem, case.outputs == "all"
-        self._y_bar: torch.Tensor | None = None
-        self.forward = self.backward = 0.0
-        self.stats: Any = None
-
-    def prepare(self, steps: int) -> None:
-        """Make the cotangent of all outputs, which is the caller's and not the solver's."""
-        self._y_bar = torch.ones(steps + 1, *self._problem.y0.shape) if self._all else None
-
-    def __call__(self, steps: int) -> float:
-        self._problem.clear()
-        start = time.process_time()
-        y, self.stats = self._solve(steps)
-        middle = time.process_time()
-        if self._y_bar is None:
-            y.square().sum().backward()
-        else:
-            y.backward(self._y_bar)
-        end = time.process_time()
-        self.forward, self.backward = middle - start, end - middle
-        return end - start
-
-
 def timed(function: Callable[[], object]) -> float:
     """CPU seconds of a call."""
     start = time.process_time()
     function()
     return time.process_time() - start
-
-
-def warm(run: Run) -> None:
-    """Short solves."""
-    for steps in WARM_STEPS:
-        run.prepare(steps)
-        run(steps)
 
 
 def blocks_in_use(run: Run, steps: int) -> int | None:
@@ -187,32 +151,3 @@ def limit_memory(limit: int) -> None:
     data = re.search(r"VmData:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert data is not None
     resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(data[1]) + limit, resource.RLIM_INFINITY))
-
-
-def main() -> None:
-    """Entry point of the subprocess."""
-    job = json.loads(sys.argv[1])
-    case = Case(**job["case"])
-    torch.set_num_threads(1)
-    try:
-        limit_memory(job["memory_limit"])
-        if job["profile"]:
-            from phases import profile
-
-            result = profile(case, job["repeats"])
-        else:
-            target = job["gradient_to"]
-            result = measure(case, job["repeats"], job["budget"], Path(target) if target else None)
-    except ModuleNotFoundError as error:
-        if case.library != "torchfde" or error.name != "torchfde":
-            raise
-        result = {"skipped": "torchfde is not importable: put it on PYTHONPATH, or pass --torchfde PATH"}
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|bad_alloc", str(error)):
-            raise
-        result = {"skipped": f"needs more than the limit of {job['memory_limit'] / MB:.0f} MB"}
-    print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main()

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 from cases import MB
-from measure import WARM_STEPS, Peak, limit_memory, timed, warm
+from measure import Peak, limit_memory, timed
 from ode_cases import PACKAGES, STAGES, STATE, OdeCase, OdeProblem, ode_cases, ode_solver
 from report import memory, table
+from solves import WARM_STEPS, warm
 from torch import Tensor
 
 TARGETS = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from cases import Case, Problem
-from measure import Run, warm
+from solves import Run, warm
 
 # (line of the table, function); the first name of the path that is a module is imported, the others are attributes
 PIECES: list[tuple[str, str]] = [
@@ -26,10 +26,10 @@ PIECES: list[tuple[str, str]] = [
     ("weights", "pfde.caputo.schemes.product_integration.Euler.weights"),
     ("weights", "pfde.caputo.schemes.product_integration.PredictorCorrector.weights"),
     ("weights", "pfde.caputo.schemes.product_integration.Trapezoid.weights"),
-    ("weights", "pfde.caputo.discretisation.Discretisation._on_device"),
+    ("weights", "pfde.caputo.discretisation.StepWeights.__init__"),
     ("history: set up", "pfde.caputo.history.exact.Exact.convolution"),
-    ("history: set up", "pfde.caputo.problem.Problem.prepare"),
-    ("fingerprints", "pfde.solving.checkpoints.Fingerprints._see"),
+    ("history: set up", "pfde.caputo.problem.CaputoProblem.prepare"),
+    ("fingerprints", "pfde.solving.replay.Fingerprints._see"),
     ("snapshots", "pfde.solving.checkpoints.CheckpointedSweep._put"),
     ("snapshots", "pfde.solving.checkpoints.CheckpointedSweep._restore"),
     ("predictors rebuilt", "pfde.caputo.adjoint._Predictors.get"),
@@ -44,8 +44,8 @@ PIECES: list[tuple[str, str]] = [
     ("sweep, forward", "pfde.caputo.forward.ForwardSweep.advance"),
     ("sweep, adjoint", "pfde.caputo.adjoint.AdjointSweep.reverse"),
     ("TS context", "pfde.solving.driver.SweepTS.step"),
-    ("TS (PETSc)", "pfde.solving.driver.drive"),
-    ("first look at f", "pfde.solving.initial_value.look"),
+    ("TS (PETSc)", "pfde.solving.driver.Driver.run"),
+    ("first look at f", "pfde.solving.initial_value.draws_numbers"),
 ]
 
 

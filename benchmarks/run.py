@@ -65,7 +65,7 @@ def run_case(case: Case, args: argparse.Namespace, gradient_to: Path) -> dict[st
         "profile": args.profile,
         "gradient_to": str(gradient_to),
     }
-    return run_script("measure.py", job, args.torchfde, args.timeout)
+    return run_script("job.py", job, args.torchfde, args.timeout)
 
 
 def run_script(script: str, job: dict[str, Any], beside: str | None, timeout: float) -> dict[str, Any]:

@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 import _data
 import pfde  # and not pfde.nn, which, imported at its first use, starts PETSc: main() does that with its options
-from pfde.one_step.methods.catalogue import ODE_METHODS, one_step_method
+from pfde.one_step.methods import METHODS as ODE_METHODS
 
 FDE_METHODS = ("euler", "pece", "beuler", "trapezoid", "gl", "l1", "bdf2")
-ADAPTIVE = tuple(name for name in ODE_METHODS if one_step_method(name).adaptive)
+ADAPTIVE = tuple(name for name in ODE_METHODS if ODE_METHODS[name].adaptive)
 MAY_CHANGE_ON_RESUME = ("epochs", "out", "resume")
 
 
@@ -78,7 +78,7 @@ def make_block(channels: int, args: argparse.Namespace, gradient: Any) -> nn.Mod
         )
     tolerances = {} if args.rtol is None else {"rtol": args.rtol, "atol": args.atol}
     return pfde.nn.ODEBlock(
-        pfde.Split(Mixing(channels), f) if one_step_method(args.method).split else f,
+        pfde.Split(Mixing(channels), f) if ODE_METHODS[args.method].split else f,
         method=args.method,
         step_size=args.step_size,
         gradient=gradient,

@@ -116,6 +116,10 @@ class ForwardSweep:
                     at, step = found
                 self._accept(at, y, step)
 
+    def retake(self, n1: int) -> None:
+        """Take the steps n+1..n1 once more."""
+        self.advance(n1)
+
     def _take(self, at: Interval, y: Tensor) -> Step:
         rows, out = self.trajectory.memory(at.n)
         keep = self._system if self._graph and self.trajectory.keeps(at.n) else None
@@ -244,10 +248,6 @@ class ForwardSweep:
         self.n, self.y, self._slope = n, state["y"].clone(), None
         if self._carry is not None:
             self._carry = state["carry"].clone()
-
-    def retake(self, n1: int) -> None:
-        """Take the steps n+1..n1 once more."""
-        self.advance(n1)
 
     def anew(self) -> ForwardSweep:
         """A new sweep over the same steps, with a new trajectory."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor
 
@@ -106,10 +105,10 @@ class StepTimes:
         at = self.interval(n)
         if self.open_end:
             shift = anchors[0] - anchors[0].detach()
-            return Interval(n, cast(float, at.t + shift), at.h, cast(float, at.t1 + shift))
+            return Interval._make((n, at.t + shift, at.h, at.t1 + shift))
         i, j, r, q = self._shares(n)
         span = anchors[j] - anchors[i]
         t, h = anchors[i] + r * span, q * span
         t, h = (x + (value - x.detach()) for x, value in ((t, at.t), (h, at.h)))
         t1 = t + h + (at.t1 - (t + h).detach())
-        return Interval(n, cast(float, t), cast(float, h), cast(float, t1))
+        return Interval._make((n, t, h, t1))

@@ -1,161 +1,253 @@
-"""The house as the design draws it: imports point down, PETSc stays in its places, importing pfde starts nothing."""
+"""The house as docs/architecture.md draws it: two wings on one ground floor, imports down, PETSc in its places."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2] / "pfde"
-FILES = sorted(ROOT.rglob("*.py"))
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+ROOT = Path(__file__).resolve().parents[2]
+HOUSE = ROOT / "pfde"
+FILES = sorted(HOUSE.rglob("*.py"))
 
-# From the ground up; a part may import parts of lower numbers. Parts of one number do not know each other.
+# From the ground up; a room may import rooms of lower floors. Rooms of one floor do not know each other.
 FLOOR = {
-    "errors": -1,
-    "opaque": -1,
-    "special": 0,
-    "intervals": 0.5,
-    "grids": 0,
-    "schedules": 0,
-    "history": 0,
-    "system": 0,
-    "gradients": 1,
-    "schemes": 1,
-    "sweeps": 2,
-    "choice": 2.5,
-    "petsc_options": 0.5,
-    "driver": 2.8,
-    "ts": 3,
-    "native_setting": 3,
-    "native_function": 3.05,
-    "native_callbacks": 3.1,
-    "native_solvers": 3.15,
-    "native": 3.2,
-    "initial_value": 3.5,
-    "repeats": 3.6,
-    "problem": 4,
-    "ordinary_problem": 4.5,
-    "autograd": 5,
-    "arguments": 5,
-    "ordinary_arguments": 5.2,
-    "events": 5.5,
-    "continuous": 5.5,
-    "ordinary": 5.8,
-    "solving": 6,
-    "nn": 7,
-    "testing": 7,
-    "__main__": 8,
+    "errors": 0,
+    "registry": 0,
+    "schedules": 1,
+    "system": 1,
+    "solving": 2,
+    "caputo": 3,
+    "one_step": 3,
+    "petsc": 4,
+    "api": 5,
+    "extend": 6,
+    "nn": 6,
+    "testing": 6,
+    "ts": 6,
+    "__main__": 7,
 }
-# Narrower than the floors: what a scheme may know of the system, and what the foundations may know at all.
-ONLY = {"schemes": {"system.base", "special"}, "gradients": {"schedules"}}
-# Folders whose files are alternatives to each other: each sees what all share, its base first, and none its neighbours.
+MOST_FLOORS = 9
+# Narrower than the floors: what the parts of a wing that know no solve may know of the house.
+ONLY = {
+    "caputo.schemes": {"caputo.special", "registry", "system.base"},
+    "caputo.history": {"caputo.history"},
+    "one_step.methods": {"one_step.tableaux", "one_step.methods", "registry", "system.base"},
+    "one_step.tableaux": {"registry"},
+}
+# Folders whose files are alternatives to each other: each sees what all share, in this order, and none its neighbours.
 FAMILIES = {
-    "schemes": [
-        *("base", "rooted_trees", "coefficients", "tableau", "explicit_tableaux", "implicit_tableaux", "tableaux"),
-        *("sums_of_slopes", "one_step", "stage_guess", "runge_kutta", "diagonally_implicit"),
-    ],
-    "history": ["base", "skeleton", "nodes", "bounded"],
+    "caputo.schemes": ["base"],
+    "caputo.history": ["base", "toeplitz", "skeleton", "nodes", "bounded"],
+    "one_step.tableaux": ["rooted_trees", "coefficients", "tableau"],
+    "one_step.methods": ["sums_of_slopes", "base", "stage_guess", "implicit"],
     "schedules": ["base", "snapshot_file", "storage", "store_all"],
 }
+PETSC = ("system", "petsc", "solving.driver")  # where PETSc's objects may be
 
 
-def module_of(path):
-    """ "sweeps.adjoint" for pfde/sweeps/adjoint.py; "schemes" for its __init__.py."""
-    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+def every_file(check: Callable[[Path], None]) -> Callable[[], None]:
+    """The check of a file as a test of all: one test, which names the file that fails."""
+
+    @wraps(check)
+    def test() -> None:
+        for path in FILES:
+            try:
+                check(path)
+            except AssertionError as error:
+                raise AssertionError(f"{path.relative_to(ROOT)}: {error}") from None
+
+    del test.__wrapped__  # else pytest looks for a fixture `path`
+    return test
+
+
+class Import(NamedTuple):
+    """Within pfde the module, or None; the top-level name of an outside package; the line."""
+
+    inside: str | None
+    outside: str
+    line: int
+
+
+def module_of(path: Path) -> str:
+    """ "caputo.adjoint" for pfde/caputo/adjoint.py; "caputo.schemes" for its __init__.py."""
+    parts = list(path.relative_to(HOUSE).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path):
-    """(module within pfde or None, top-level name of an outside package, line) of every import in the file."""
-    package = path.relative_to(ROOT.parent).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                inside = alias.name.startswith("pfde.")
-                yield (alias.name[5:] if inside else None), alias.name.split(".")[0], node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
-            else:
-                base = (node.module or "").split(".")
-            base = [part for part in base if part]
-            if base[0] != "pfde":
-                yield None, base[0], node.lineno
-                continue
-            inside = ".".join(base[1:])
-            for alias in node.names:
-                full = f"{inside}.{alias.name}" if inside else alias.name
-                is_module = (ROOT / Path(*full.split("."))).with_suffix(".py").exists() or (
-                    ROOT / Path(*full.split("."))
-                ).is_dir()
-                yield (full if is_module else inside), "pfde", node.lineno
-
-
-def part(module):
+def room(module: str) -> str:
     return module.split(".")[0]
 
 
-def test_every_part_has_its_floor():
-    parts = {part(module_of(path)) for path in FILES} - {""}
-    assert parts == set(FLOOR)
+def is_in(module: str, folders: tuple[str, ...] | set[str]) -> bool:
+    return any(module == folder or module.startswith(folder + ".") for folder in folders)
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports_of(path: Path) -> tuple[Import, ...]:
+    """Every import in the file, wherever it stands."""
+    package = path.relative_to(ROOT).parent.parts
+    found = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                inside = alias.name[5:] if alias.name.startswith("pfde.") else None
+                found.append(Import(inside, alias.name.split(".")[0], node.lineno))
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += (node.module or "").split(".") if node.module else []
+            if base[0] != "pfde":
+                found.append(Import(None, base[0], node.lineno))
+                continue
+            inside = ".".join(base[1:])
+            for alias in node.names:
+                full = f"{inside}.{alias.name}".strip(".")
+                place = HOUSE / Path(*full.split("."))
+                is_module = place.with_suffix(".py").exists() or place.is_dir()
+                found.append(Import(full if is_module else inside, "pfde", node.lineno))
+    return tuple(found)
+
+
+def test_every_room_has_its_floor():
+    assert {room(module_of(path)) for path in FILES} - {""} == set(FLOOR)
+    assert len(set(FLOOR.values())) <= MOST_FLOORS
 
 
 @pytest.mark.smoke
 @every_file
 def test_imports_point_down(path):
+    """From room to room; the wings, which are on one floor, do not know each other."""
     module = module_of(path)
     if not module:
         return  # pfde/__init__.py resolves its names lazily
     for target, _, line in imports_of(path):
-        if target is None or part(target) == part(module):
+        if target is None or room(target) == room(module):
             continue
-        where = f"{path.name}:{line} imports {target}"
-        assert FLOOR[part(target)] < FLOOR[part(module)], where
-        if part(module) in ONLY:
-            allowed = ONLY[part(module)]
-            assert any(target == a or target.startswith(a + ".") for a in allowed), where
+        assert FLOOR[room(target)] < FLOOR[room(module)], f"line {line} imports {target}"
+        for part, allowed in ONLY.items():
+            if is_in(module, (part,)):
+                assert is_in(target, allowed), f"line {line} imports {target}"
+
+
+@pytest.mark.smoke
+def test_there_is_no_circle():
+    """Of modules, within a room as between rooms."""
+    names = {module_of(path): path for path in FILES}
+    state: dict[str, int] = {}
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert state.get(module) != 1, " -> ".join((*trail[trail.index(module) :], module))
+        if module in state:
+            return
+        state[module] = 1
+        path = names[module]
+        for target, _, _ in imports_of(path):
+            # a package's __init__ imports its files: a file of it that names the package means the files above it
+            if target in names and target != module and not (path.name != "__init__.py" and is_in(module, (target,))):
+                visit(target, (*trail, module))
+        state[module] = 2
+
+    for module in names:
+        if module:
+            visit(module, ())
 
 
 @every_file
 def test_the_members_of_a_family_see_only_their_base(path):
     module = module_of(path)
-    if part(module) not in FAMILIES or "." not in module:
+    family, _, name = module.rpartition(".")
+    if family not in FAMILIES or path.name == "__init__.py":
         return
-    family = part(module)
-    shared = [f"{family}.{name}" for name in FAMILIES[family]]
-    below = shared[: shared.index(module)] if module in shared else shared
+    shared = FAMILIES[family]
+    below = shared[: shared.index(name)] if name in shared else shared
     for target, _, line in imports_of(path):
-        if target is not None and part(target) == family:
-            assert target in below, f"line {line}: {target}"
+        if target is not None and is_in(target, (family,)) and target != family:
+            assert target.rpartition(".")[2] in below, f"line {line}: {target}"
 
 
 @every_file
 def test_petsc_and_mpi_appear_only_where_solves_are_driven(path):
     """And PETSc comes from the one file that starts it, since it is the first import that decides about signals."""
-    outside = {name for _, name, _ in imports_of(path)}
-    inside = {target for target, _, _ in imports_of(path)}
-    if outside & {"petsc4py", "mpi4py"}:
-        assert module_of(path) == "system.start"
-    if "system.start" in inside:
-        assert (
-            module_of(path)
-            in (
-                *("driver", "petsc_options", "ts"),
-                *("native", "native_callbacks", "native_function", "native_setting", "native_solvers"),
-            )
-            or part(module_of(path)) == "system"
-        )
+    module = module_of(path)
+    if {outside for _, outside, _ in imports_of(path)} & {"petsc4py", "mpi4py"}:
+        assert module == "system.start"
+    if "system.start" in {inside for inside, _, _ in imports_of(path)}:
+        assert is_in(module, PETSC)
 
 
 @every_file
 def test_imports_stand_at_the_top_of_the_file(path):
-    """None inside functions: the usual way around a cycle of imports."""
-    tree = ast.parse(path.read_text())
-    for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+    """None inside functions: the usual way around a circle of imports."""
+    for function in (n for n in ast.walk(tree_of(path)) if isinstance(n, ast.FunctionDef)):
         inner = [n for n in ast.walk(function) if isinstance(n, ast.Import | ast.ImportFrom)]
         assert not inner, f"{function.name}, line {inner[0].lineno}"
+
+
+WINGS = ("caputo", "one_step")
+PASSES = {  # file: what it has in both wings
+    "forward": ["ForwardSweep"],
+    "adjoint": ["Cotangents", "AdjointSweep"],
+    "tangent": ["tangent_sweep"],
+    "backprop": ["backprop"],
+    "trajectory": ["Trajectory"],
+    "arguments": ["check_method"],
+}
+LIFE = {  # class: the methods that both wings have, in this order
+    "ForwardSweep": ["steps", "advance", "retake", "close", "snapshot_bytes", "workspace_bytes", "snapshot", "restore",
+                     "anew"],
+    "AdjointSweep": ["reverse", "finish"],
+    "Trajectory": ["spent", "spend", "graphs", "row_bytes", "open", "leaf", "load", "keeps", "record", "release"],
+    "problem": ["t0", "integrate", "forward", "backprop", "tangent", "bare_system", "backward"],
+}  # fmt: skip
+
+
+def definitions(path: Path) -> dict[str, list[str]]:
+    """The public classes of a file with their public methods, and its public functions, in their order."""
+    found = {}
+    for node in tree_of(path).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            body = node.body if isinstance(node, ast.ClassDef) else []
+            methods = [m.name for m in body if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")]
+            found[node.name] = methods
+    return found
+
+
+@pytest.mark.parametrize("wing", WINGS)
+@pytest.mark.parametrize("name", PASSES)
+def test_the_wings_have_the_same_names_in_the_same_order(wing, name):
+    found = definitions(HOUSE / wing / f"{name}.py")
+    assert [x for x in found if x in PASSES[name]] == PASSES[name]
+    for one in PASSES[name]:
+        if one in LIFE:
+            assert [method for method in found[one] if method in LIFE[one]] == LIFE[one], one
+
+
+@pytest.mark.parametrize(("wing", "name"), [("caputo", "CaputoProblem"), ("one_step", "OrdinaryProblem")])
+def test_the_problems_of_the_wings_read_in_the_same_order(wing, name):
+    methods = definitions(HOUSE / wing / "problem.py")[name]
+    assert [method for method in methods if method in LIFE["problem"]] == LIFE["problem"]
+
+
+@every_file
+def test_no_file_is_too_long(path):
+    assert len(path.read_text().splitlines()) <= 430, "a file past 400 lines is asking to be two"
+
+
+@every_file
+def test_nothing_is_cast(path):
+    """The protocols of `system.base` are satisfied by those that pass for them."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.module == "typing":
+            assert "cast" not in {alias.name for alias in node.names}
 
 
 def test_importing_pfde_starts_nothing():
@@ -171,39 +263,41 @@ def test_petsc_can_still_be_initialised_after_importing_pfde():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def documented_methods(path):
-    """The names of the documented methods of a file's classes."""
-    tree = ast.parse(path.read_text()) if path.exists() else ast.Module([], [])
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    methods = [node for c in classes for node in c.body if isinstance(node, ast.FunctionDef)]
-    return {node.name for node in methods if ast.get_docstring(node)}
+@cache
+def documented() -> frozenset[str]:
+    """The names of methods that some class of the house documents, from which an override may inherit its docstring."""
+    found = set()
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
+                found |= {m.name for m in methods if ast.get_docstring(m)}
+    return frozenset(found)
 
 
 @every_file
 def test_every_function_is_annotated_and_what_is_public_is_documented(path):
-    """A method may leave its docstring to the one it overrides, in its folder's base or in its own file."""
-    tree = ast.parse(path.read_text())
+    """A method of a class that derives from another one of the house may leave its docstring to that."""
+    tree = tree_of(path)
     assert ast.get_docstring(tree) or not tree.body, "the module has no docstring"
-    bases = [path.parent / "base.py", path.parent / "one_step.py", path]
-    inherited = set().union(*map(documented_methods, bases))
 
-    def visit(node, public):
+    def visit(node: ast.AST, public: bool, derived: bool) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.ClassDef):
                 visible = public and not child.name.startswith("_")
                 assert not visible or ast.get_docstring(child), f"class {child.name} has no docstring"
-                visit(child, visible)
+                visit(child, visible, bool(child.bases))
             elif isinstance(child, ast.FunctionDef):
                 a = child.args
                 arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
                 bare = [x.arg for x in arguments if x.annotation is None and x.arg not in ("self", "cls")]
                 assert not bare and child.returns is not None, f"{child.name}, line {child.lineno}: {bare or 'return'}"
                 visible = public and not child.name.startswith("_")
-                if isinstance(node, ast.ClassDef) and child.name in inherited:
+                if isinstance(node, ast.ClassDef) and derived and child.name in documented():
                     visible = False
                 assert not visible or ast.get_docstring(child), f"{child.name}, line {child.lineno}, has no docstring"
-                visit(child, False)
+                visit(child, False, False)
             else:
-                visit(child, public)
+                visit(child, public, derived)
 
-    visit(tree, True)
+    visit(tree, True, False)

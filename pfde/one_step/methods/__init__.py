@@ -11,8 +11,9 @@ from functools import lru_cache, partial
 
 from ...registry import Registry
 from ..tableaux import ADDITIVE, TABLEAUX, AdditiveTableau, Tableau
+from .additive import Additive
 from .base import OneStep
-from .diagonally_implicit import Additive, DiagonallyImplicit
+from .diagonally_implicit import DiagonallyImplicit
 from .runge_kutta import RungeKutta
 
 __all__ = ["METHODS", "OneStep", "method_of"]
