@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..solving.arguments import as_number, count_steps, positive_step
-from ..solving.engine import hint, names_of
+from ..solving.engine import names_of, other_function
 from ..system.layout import StateLayout, describe
 from .grid import Grid
 from .history import Bounded, Exact, History, ShortMemory, SumOfExponentials
@@ -23,7 +23,9 @@ def check_method(method: Any) -> Scheme:
     if isinstance(method, Scheme):
         return method
     if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be one of {names_of('fdeint')}: got {method!r}{hint('fdeint', method)}")
+        other = other_function("fdeint", method)
+        hint = "" if other is None else f"; it is a method of pfde.{other}"
+        raise ValueError(f"method must be one of {names_of('fdeint')}: got {method!r}{hint}")
     return METHODS[method]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..schedules import Foreign, Revolve
 from ..solving.arguments import as_number, divided
-from ..solving.engine import hint, names_of
+from ..solving.engine import names_of, other_function
 from ..solving.gradients import Continuous, Discrete, Gradient, check_gradient
 from ..system.layout import StateLayout, describe
 from ..system.mass import Mass
@@ -41,7 +41,9 @@ def check_method(method: Any) -> OneStep:
         return method_of(method)
     name = "dopri5" if method is None else method
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"method must be one of {names_of('odeint')}: got {method!r}{hint('odeint', method)}")
+        other = other_function("odeint", method)
+        hint = "" if other is None else f"; {method!r} is a method of pfde.{other}"
+        raise ValueError(f"method must be one of {names_of('odeint')}: got {method!r}{hint}")
     return METHODS[name]
 
 

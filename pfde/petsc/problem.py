@@ -260,7 +260,7 @@ class Integration:
         return mat
 
     def _set_solver_defaults(self) -> None:
-        """Those of every door. What PETSc keeps must not keep this run: it gets what it needs of it, and no more."""
+        """Those of every engine. What PETSc keeps must not keep this run: it gets what it needs of it, and no more."""
         snes, setting = self._ts.getSNES(), self._setting
         set_newton_defaults(snes, setting.dtype, matrix_free)
         self._newton = NewtonTest(self._f.recent, setting.dtype, setting.peers, self._failure)

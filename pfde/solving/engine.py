@@ -78,9 +78,9 @@ def names_of(function: Function) -> str:
     return "".join([first, *(f", or {other}" for other in others)])
 
 
-def hint(function: Function, method: object) -> str:
-    """For an error message: which other function takes this method."""
+def other_function(function: Function, method: object) -> Function | None:
+    """The one that takes this method, if another than this does; for the hint of an error message."""
     for engine in ENGINES:
         if engine.function != function and engine.takes(method):
-            return f"; {method!r} is a method of pfde.{engine.function}"
-    return ""
+            return engine.function
+    return None

@@ -109,7 +109,7 @@ def solver_options(options: Mapping[str, Any], prefix: str, peers: Peers, *, pri
 
 
 def refuse_options(prefix: str, *, adaptive: bool) -> None:
-    """Raise ValueError for TS options that the arguments of the torch door decide.
+    """Raise ValueError for TS options that the arguments of the torch API decide.
 
     adaptive : whether the solve chooses its step sizes; else -ts_adapt_type none is what it does
     """

@@ -1,4 +1,4 @@
-"""The one rule by which every door sets up its SNES and KSP: what Newton starts from, and what a gradient trusts.
+"""The one rule by which every engine sets up its SNES and KSP: what Newton starts from, and what a gradient trusts.
 
     Newton's linear systems    rtol max(1e-8, 10 eps): their error only slows Newton's method
     the adjoint's              rtol 10 eps: their error goes into the gradient

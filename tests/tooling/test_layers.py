@@ -6,13 +6,11 @@ import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-HOUSE = ROOT / "pfde"
-FILES = sorted(HOUSE.rglob("*.py"))
+import house
+from house import FILES, HOUSE, ROOT, imports_of, module_of, room, tree_of
 
 # From the ground up; a room may import rooms of lower floors. Rooms of one floor do not know each other.
 FLOOR = {
@@ -65,61 +63,18 @@ def every_file(check: Callable[[Path], None]) -> Callable[[], None]:
     return test
 
 
-class Import(NamedTuple):
-    """Within pfde the module, or None; the top-level name of an outside package; the line."""
-
-    inside: str | None
-    outside: str
-    line: int
-
-
-def module_of(path: Path) -> str:
-    """ "caputo.adjoint" for pfde/caputo/adjoint.py; "caputo.schemes" for its __init__.py."""
-    parts = list(path.relative_to(HOUSE).with_suffix("").parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def room(module: str) -> str:
-    return module.split(".")[0]
-
-
 def is_in(module: str, folders: tuple[str, ...] | set[str]) -> bool:
     return any(module == folder or module.startswith(folder + ".") for folder in folders)
-
-
-@cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-@cache
-def imports_of(path: Path) -> tuple[Import, ...]:
-    """Every import in the file, wherever it stands."""
-    package = path.relative_to(ROOT).parent.parts
-    found = []
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                inside = alias.name[5:] if alias.name.startswith("pfde.") else None
-                found.append(Import(inside, alias.name.split(".")[0], node.lineno))
-        elif isinstance(node, ast.ImportFrom):
-            base = list(package[: len(package) - node.level + 1]) if node.level else []
-            base += (node.module or "").split(".") if node.module else []
-            if base[0] != "pfde":
-                found.append(Import(None, base[0], node.lineno))
-                continue
-            inside = ".".join(base[1:])
-            for alias in node.names:
-                full = f"{inside}.{alias.name}".strip(".")
-                place = HOUSE / Path(*full.split("."))
-                is_module = place.with_suffix(".py").exists() or place.is_dir()
-                found.append(Import(full if is_module else inside, "pfde", node.lineno))
-    return tuple(found)
 
 
 def test_every_room_has_its_floor():
     assert {room(module_of(path)) for path in FILES} - {""} == set(FLOOR)
     assert len(set(FLOOR.values())) <= MOST_FLOORS
+
+
+def test_the_picture_is_that_of_the_imports():
+    assert house.PICTURE.read_text() == house.picture(), "run python tools/house.py"
+    assert 1 + max(map(house.floor, house.rooms())) <= MOST_FLOORS
 
 
 @pytest.mark.smoke

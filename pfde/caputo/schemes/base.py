@@ -158,7 +158,7 @@ class Scheme(ABC):
 
 
 METHODS: Registry[Scheme] = Registry("method")
-"""The schemes by the names that `method=` takes; explicit ones have the rank 0, implicit ones 1."""
+"""The schemes by the names that `method=` takes; `rank` orders them in messages and tables, explicit ones first."""
 
 
 class StepTangent(NamedTuple):

@@ -22,7 +22,7 @@ from .base import METHODS, ImplicitScheme, Weights
 _TAIL = 40  # 3^-40 is below 1e-19
 
 
-@METHODS.register("gl", rank=1)
+@METHODS.register("gl", rank=2)
 class GruenwaldLetnikov(ImplicitScheme):
     """Implicit Gruenwald-Letnikov on y - y_0."""
 
@@ -50,7 +50,7 @@ def bdf2_coefficients(count: int, alpha: Tensor) -> Tensor:
     return omega
 
 
-@METHODS.register("bdf2", rank=1)
+@METHODS.register("bdf2", rank=4)
 class BackwardDifferentiation2(ImplicitScheme):
     """BDF2 convolution quadrature on y - y_0 with its start correction."""
 

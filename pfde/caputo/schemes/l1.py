@@ -16,7 +16,7 @@ from ..special import reciprocal_gamma, second_difference
 from .base import METHODS, ImplicitScheme, Weights
 
 
-@METHODS.register("l1", rank=1)
+@METHODS.register("l1", rank=3)
 class L1(ImplicitScheme):
     """L1 on y - y_0."""
 

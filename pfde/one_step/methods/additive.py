@@ -12,7 +12,7 @@ tolerances. Kennedy, Carpenter 2003 (doi:10.1016/S0168-9274(02)00138-1).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -62,13 +62,15 @@ class Additive(ImplicitMethod):
         kept: dict[int, Linearisation] = {}
         guess = StageGuess(y)
         for i, a in enumerate(self._diagonal):
-            state = y if not states else states[-1]
-            r = combine(y, at.h, self._both[i], slopes) if a else None
-            start = None if r is None else guess.next(r, at.h * a)
+            t, state = at.time(self.nodes[i]), states[-1] if states else y
+            implicit = None
+            if a:
+                r = combine(y, at.h, self._both[i], slopes)
+                implicit = _Implicit(r, at.h * a, guess.next(r, at.h * a))
             if keep is None:
-                state, slopes[i], slopes[s + i] = self._stage(system, at, i, state, r, start)
+                state, slopes[i], slopes[s + i] = _stage(system, at.n, t, state, implicit)
             else:
-                state, kept[i], kept[s + i] = self._kept_stage(keep, at, i, state, r, start)
+                state, kept[i], kept[s + i] = _kept_stage(keep, at.n, t, state, implicit)
                 slopes[i], slopes[s + i] = kept[i].value, kept[s + i].value
             states.append(state)
             if i + 1 < s:
@@ -78,31 +80,6 @@ class Additive(ImplicitMethod):
                 row.copy_(stage)
         end = advance(y, at.h, self._b, slopes, carry, out)
         return Step(end.y, states, slopes, [kept[i] for i in range(2 * s)] if keep else [], carry=end.carry)
-
-    def _stage(
-        self, system: OneStepping, at: Interval, i: int, y: Tensor, r: Tensor | None, guess: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Y_i, from r and a guess where it is implicit, else y; K_i, K~_i."""
-        stiff, nonstiff = system.parts
-        t = at.time(self.nodes[i])
-        if r is None or guess is None:
-            slope = stiff.evaluate(at.n, t, y)
-        else:
-            y, f = stiff.solve(at.n, t, r, at.h * self._diagonal[i], guess)
-            slope = f.value
-        return y, slope, nonstiff.evaluate(at.n, t, y)
-
-    def _kept_stage(
-        self, system: OneStepSystem, at: Interval, i: int, y: Tensor, r: Tensor | None, guess: Tensor | None
-    ) -> tuple[Tensor, Linearisation, Linearisation]:
-        """The same with the linearisations of both parts."""
-        stiff, nonstiff = system.parts
-        t = at.time(self.nodes[i])
-        if r is None or guess is None:
-            f = stiff.linearise(at.n, t, y)
-        else:
-            y, f = stiff.solve(at.n, t, r, at.h * self._diagonal[i], guess)
-        return y, f, nonstiff.linearise(at.n, t, y)
 
     def adjoint(
         self,
@@ -170,3 +147,36 @@ class Additive(ImplicitMethod):
             slopes[i] = f.jvp(state_dot, theta_dot)
             slopes[s + i] = sources.take(s + i).jvp(state_dot, theta_dot)
         return combine(y_dot, at.h, self._b, slopes)
+
+
+class _Implicit(NamedTuple):
+    """A stage to be solved for: Y = r + w f(t, Y), from a guess."""
+
+    r: Tensor
+    w: float
+    guess: Tensor
+
+
+def _stage(
+    system: OneStepping, n: int, t: float, y: Tensor, implicit: _Implicit | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Y_i, y itself where it is explicit; K_i, K~_i."""
+    stiff, nonstiff = system.parts
+    if implicit is None:
+        slope = stiff.evaluate(n, t, y)
+    else:
+        y, f = stiff.solve(n, t, *implicit)
+        slope = f.value
+    return y, slope, nonstiff.evaluate(n, t, y)
+
+
+def _kept_stage(
+    system: OneStepSystem, n: int, t: float, y: Tensor, implicit: _Implicit | None
+) -> tuple[Tensor, Linearisation, Linearisation]:
+    """The same with the linearisations of both parts."""
+    stiff, nonstiff = system.parts
+    if implicit is None:
+        f = stiff.linearise(n, t, y)
+    else:
+        y, f = stiff.solve(n, t, *implicit)
+    return y, f, nonstiff.linearise(n, t, y)
