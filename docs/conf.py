@@ -26,6 +26,7 @@ PAGES = (
     "promises",
     "adjoint",
     "architecture",
+    "releasing",
 )
 
 

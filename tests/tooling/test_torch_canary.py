@@ -48,7 +48,7 @@ def private_uses(folder: Path) -> Uses:
         inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
         def note(name: str, node: ast.AST, path: Path = path) -> None:
-            found.setdefault(name, []).append(f"{path.relative_to(folder.parent)}:{node.lineno}")  # type: ignore[attr-defined]
+            found.setdefault(name, []).append(f"{path.relative_to(folder.parent)}:{node.lineno}")
 
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
