@@ -44,7 +44,38 @@ OneStepName = Literal[
     "ark3",
     "ark4",
 ]
-PetscName = Literal["petsc:beuler", "petsc:cn"]
+PetscName = Literal[
+    "petsc:rk:1fe",
+    "petsc:rk:2a",
+    "petsc:rk:2b",
+    "petsc:rk:4",
+    "petsc:rk:3bs",
+    "petsc:rk:3",
+    "petsc:rk:5f",
+    "petsc:rk:5dp",
+    "petsc:rk:5bs",
+    "petsc:rk:6vr",
+    "petsc:rk:7vr",
+    "petsc:rk:8vr",
+    "petsc:arkimex:1bee",
+    "petsc:arkimex:a2",
+    "petsc:arkimex:l2",
+    "petsc:arkimex:ars122",
+    "petsc:arkimex:2c",
+    "petsc:arkimex:2d",
+    "petsc:arkimex:2e",
+    "petsc:arkimex:prssp2",
+    "petsc:arkimex:3",
+    "petsc:arkimex:bpr3",
+    "petsc:arkimex:ars443",
+    "petsc:arkimex:4",
+    "petsc:arkimex:5",
+    "petsc:theta:0.5",
+    "petsc:theta:1.0",
+    "petsc:beuler",
+    "petsc:cn",
+]
+"""A theta method of another theta: `pfde.extend.petsc_method("petsc:theta:0.6")`."""
 
 CaputoMethod = CaputoName | Scheme
 OrdinaryMethod = OneStepName | PetscName | OneStep | Tableau | AdditiveTableau | PetscMethod

@@ -37,6 +37,7 @@ class Outputs:
     y0 : (d,)
     steps : at the end of which step each one lies; None where that is found on the way (adaptive steps)
     open_end : whether the end of the solve does not move with the last output
+    filled : whether y is elsewhere, and only `by_step` wanted of known steps
 
     Attributes
     ----------
@@ -45,22 +46,22 @@ class Outputs:
     """
 
     def __init__(
-        self, times: Sequence[float], y0: Tensor, steps: Sequence[int] | None, *, open_end: bool = False
+        self,
+        times: Sequence[float],
+        y0: Tensor,
+        steps: Sequence[int] | None,
+        *,
+        open_end: bool = False,
+        filled: bool = False,
     ) -> None:
         self._times, self._located, self._open_end = list(times), steps is not None, open_end
-        self._y = y0.new_empty(len(times), y0.numel())
+        self._y = y0.new_empty(0 if filled else len(times), y0.numel())
         self.by_step: dict[int, list[Output]] = {}
         for i, n in enumerate([0] if steps is None else steps):
             self.by_step[n] = [Output(i, None)]
-        self._y[0].copy_(y0)
-        self.reached = 1
-
-    @classmethod
-    def of_known_steps(cls, times: Sequence[float], y0: Tensor, steps: Sequence[int]) -> Outputs:
-        """Those of steps that are about to be taken elsewhere: where they lie, without memory for y."""
-        outputs = cls(times, y0, steps)
-        outputs._y, outputs.reached = y0.new_empty(0), len(times)
-        return outputs
+        self.reached = len(times) if filled else 1
+        if not filled:
+            self._y[0].copy_(y0)
 
     def give_away(self) -> Tensor:
         """y as far as it is filled, given away: it is to carry the graph, which holds the run of these outputs."""

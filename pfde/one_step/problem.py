@@ -175,7 +175,7 @@ class OrdinaryProblem(InitialValueProblem):
             times, outputs, limit = run.sweep.trajectory.times, run.outputs, run.limit
         else:
             times = StepTimes(self.times, self.steps_between, open_end=self.open_end)
-            outputs = Outputs.of_known_steps(self.times, y0.detach(), output_steps)
+            outputs = Outputs(self.times, y0.detach(), output_steps, filled=True)
             self.stats.steps = times.steps
         system = self.bare_system(y0)
         anchors = None if t is None else t.double().cpu()

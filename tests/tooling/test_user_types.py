@@ -52,8 +52,6 @@ def f(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 """
-LITERAL = "method is a str: to be a Literal of the methods' names"
-RETURNS = "fdeint and odeint return Any: to be a Tensor for a tensor y0, a tuple for a tuple"
 USES = (
     # right
     Use('pfde.odeint(f, y0, t, method="rk4")'),
@@ -62,6 +60,8 @@ USES = (
     Use("pfde.nn.FDEBlock(torch.nn.Linear(2, 2), alpha=0.7)"),
     Use("pfde.ts.FractionalTS"),
     Use('pfde.odeint(f, y0, t, method="petsc:rk:5dp")'),
+    Use('pfde.odeint(f, y0, t, method=pfde.extend.petsc_method("petsc:theta:0.6"))'),
+    Use("pfde.fdeint(f, y0, t, 0.5, method=pfde.extend.Scheme)", error="Scheme"),
     # names
     Use("pfde.odeintt", error="odeintt"),
     Use("pfde.nn.FDEBlokk", error="FDEBlokk"),
@@ -69,11 +69,13 @@ USES = (
     # arguments
     Use('pfde.odeint(f, y0, t, metod="rk4")', error="metod"),
     Use("pfde.odeint(f, y0)", error='(?i)missing.*"t"'),
-    Use('pfde.odeint(f, y0, t, method="rk5")', error="rk5", later=LITERAL),
-    Use('pfde.fdeint(f, y0, t, 0.5, method="rk4")', error="rk4", later=LITERAL),
+    Use('pfde.odeint(f, y0, t, method="rk5")', error="rk5"),
+    Use('pfde.fdeint(f, y0, t, 0.5, method="rk4")', error="rk4"),
     # what comes back
-    Use('reveal_type(pfde.odeint(f, y0, t, method="rk4"))', shown="Tensor", later=RETURNS),
-    Use("reveal_type(pfde.fdeint(f, y0, t, 0.5))", shown="Tensor", later=RETURNS),
+    Use('reveal_type(pfde.odeint(f, y0, t, method="rk4"))', shown="Tensor"),
+    Use("reveal_type(pfde.fdeint(f, y0, t, 0.5))", shown="Tensor"),
+    Use("reveal_type(pfde.odeint(f, (y0, y0), t))", shown=r"tuple\[.*Tensor, \.\.\.\]"),
+    Use("reveal_type(pfde.solve(f, y0, t).y)", shown="Tensor"),
     Use("reveal_type(pfde.__version__)", shown="str"),
 )
 
