@@ -33,7 +33,7 @@ train: $(READY)
 	$(BIN)/mpiexec -n $(RANKS) $(BIN)/python examples/train.py $(ARGS)
 
 examples: $(READY)
-	@for name in cnf robertson kdv long_memory; do \
+	@for name in cnf robertson kdv own_method long_memory; do \
 		echo "==== $$name --quick"; $(BIN)/python examples/$$name.py --quick $(ARGS) || exit 1; \
 	done
 

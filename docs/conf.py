@@ -23,6 +23,7 @@ PAGES = (
     "schedules",
     "memory",
     "coming_from",
+    "extending",
     "promises",
     "adjoint",
     "architecture",
