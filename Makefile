@@ -38,10 +38,10 @@ examples: $(READY)
 	done
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 smoke: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) -m smoke $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m smoke $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -13,6 +13,11 @@ from support.checkpointing import left_in  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """What starts mpiexec first: one test of it may take half a minute, in which the other process has others to do."""
+    items.sort(key=lambda item: item.get_closest_marker("mpi") is None)
+
+
 @pytest.fixture(autouse=True)
 def _petsc_options():
     """No PETSc option outlives a test."""

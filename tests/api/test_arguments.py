@@ -56,25 +56,6 @@ def test_tensors_in_a_sequence_keep_their_graphs() -> None:
     assert alpha.grad == whole.grad[1] != 0
 
 
-@pytest.mark.parametrize(
-    ("alpha", "error", "message"),
-    [
-        ([0.5, 1.2, 0.7], ValueError, r"alpha must be in \(0, 1\]: got 1.2"),
-        ([], TypeError, "alpha must be a number or a tensor, or an array or a sequence of numbers: got"),
-        ([0.5, True], TypeError, "sequence of numbers: got bool"),
-        ([0.5, "a"], TypeError, "sequence of numbers: got str"),
-        ([0.5, [0.6, 0.7]], ValueError, "alpha must be rectangular"),
-        (np.array([True]), TypeError, "sequence of numbers: got"),
-        (np.array(["a"]), TypeError, "sequence of numbers: got"),
-        (None, TypeError, "sequence of numbers: got NoneType"),
-        ([0.5, 0.6], ValueError, r"alpha must broadcast to y0's shape \(3,\): got \(2,\)"),
-    ],
-)
-def test_what_is_no_order(alpha: object, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        pfde.fdeint(decay, start(), torch.linspace(0, 1, 9), alpha)
-
-
 def test_an_order_that_an_optimizer_moves_out() -> None:
     """The message says what to learn instead; that works."""
     alpha = torch.nn.Parameter(torch.tensor(0.99, dtype=D))

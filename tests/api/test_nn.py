@@ -1,4 +1,4 @@
-"""pfde.nn.ODEBlock: `odeint` as a layer, and what a torch module has to do besides; FDEBlock's are in test_faults.py.
+"""pfde.nn.ODEBlock: `odeint` as a layer, and what a torch module has to do besides; FDEBlock: test_fde_block.py.
 
 The block adds nothing to the numbers: it is compared with odeint for equality to the bit.
 """

@@ -60,8 +60,10 @@ def test_gradient_is_exact_in_a_nutshell(method):
 @every_method
 @pytest.mark.parametrize("history", HISTORIES, ids=named)
 def test_gradient_is_exact(method, history):
-    long = history in (HISTORIES[0], HISTORIES[2])
-    check(method, 0.6, times(STEPS if long else STEPS // 2), history, product=long)
+    first, third = history == HISTORIES[0], history == HISTORIES[2]
+    explicit = not METHODS[method].implicit
+    long = first or (explicit and third)
+    check(method, 0.6, times(STEPS if long else STEPS // 2), history, product=long if explicit else third)
 
 
 @every_method
@@ -135,11 +137,11 @@ def nonuniform(kind, steps):
 @pytest.mark.parametrize("kind", ["graded", "random"])
 @pytest.mark.parametrize("history", [pfde.Exact(), HISTORIES[0]], ids=named)
 def test_gradient_is_exact_on_nonuniform_grids(method, kind, history):
-    if history != HISTORIES[3]:
-        store = "graph" if kind == "random" else "state"
-        check(method, ORDERS, nonuniform(kind, 17), history, store=store, product=kind == "random")
-    if (history == HISTORIES[3]) == (kind == "graded"):
-        check(method, 0.6, nonuniform(kind, STEPS), history, product=True)
+    store = "graph" if kind == "random" else "state"
+    check(method, ORDERS, nonuniform(kind, 17), history, store=store, product=kind == "random")
+    if kind == "random":
+        implicit = METHODS[method].implicit
+        check(method, 0.6, nonuniform(kind, STEPS // 2 + 6 if implicit else STEPS), history, product=not implicit)
 
 
 @pytest.mark.parametrize("method", GRIDDED)

@@ -34,15 +34,15 @@ def graded(steps):
     return pfde.graded(0.0, 1.0, steps, 2.0)
 
 
-# name: method, history, grid, order; three blocks each, the last one incomplete
+# name: method, history, grid, order; three blocks each (implicit ones, ten times as dear, two), the last one incomplete
 CASES = {
     "lags": ("euler", SOE, uniform(70), 0.6),
-    "lags, implicit": ("gl", SOE, uniform(70), 0.6),
+    "lags, implicit": ("gl", SOE, uniform(40), 0.6),
     "two channels": ("pece", SOE, uniform(70), 0.6),
     "orders": ("euler", SOE, uniform(21), ORDERS),
     "window": ("euler", SHORT, uniform(70), 0.6),
     "window, orders": ("pece", SHORT, uniform(21), ORDERS),
-    "grid": ("trapezoid", SOE, graded(70), 0.6),
+    "grid": ("trapezoid", SOE, graded(40), 0.6),
     "grid, two channels": ("pece", SOE, graded(70), 0.6),
     "grid, orders": ("beuler", SOE, graded(21), ORDERS),
     "exact grid": ("euler", pfde.Exact(), graded(70), 0.6),
@@ -161,14 +161,14 @@ SOURCES = sources(MUTANTS)
 
 
 def errors(case):
-    """(against autograd, dot product)."""
+    """Against autograd, then of the dot product, one when the other is known."""
     method, history, t, alpha = CASES[case]
     arguments = {"method": method, "history": history}
     try:
-        gradient = testing.gradient_error(Net(), Y0, t, alpha, **arguments).worst
-        return gradient, testing.dot_product_error(Net(), Y0, t, alpha, **arguments)
+        yield testing.gradient_error(Net(), Y0, t, alpha, **arguments).worst
+        yield testing.dot_product_error(Net(), Y0, t, alpha, **arguments)
     except pfde.PfdeError:  # no longer finite, or no convergence
-        return math.nan, math.nan
+        yield math.nan
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -181,5 +181,4 @@ def test_every_mutant_is_noticed(monkeypatch, name):
     mutant = MUTANTS[name]
     mutate(monkeypatch, mutant, SOURCES)
     for case in mutant.methods:
-        found = errors(case)
-        assert not all(error <= NOTICED for error in found), (case, found)
+        assert any(not error <= NOTICED for error in errors(case)), case

@@ -35,6 +35,7 @@ from support.checkpointing import (
     left_in,
     store_all,
 )
+from support.covering import EXHAUSTIVE, pairs
 
 pytestmark = [
     pytest.mark.usefixtures("folder"),
@@ -46,21 +47,18 @@ pytestmark = [
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("history", HISTORIES)
-@pytest.mark.parametrize("method", EXPLICIT)
-def test_explicit_methods_under_every_schedule(method, history):
-    for name, make in SCHEDULES.items():
-        found = gradients(method, history, discrete(make()))
-        assert_same(found, store_all(method, history), name)
+@pytest.mark.parametrize(("method", "history", "name"), pairs(EXPLICIT, HISTORIES, SCHEDULES))
+def test_explicit_methods_under_every_schedule(method, history, name):
+    found = gradients(method, history, discrete(SCHEDULES[name]()))
+    assert_same(found, store_all(method, history), name)
 
 
 @pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("method", IMPLICIT)
 def test_implicit_methods_under_some_schedules_each(method, history):
-    assert 2 * len(IMPLICIT) * len(HISTORIES) >= len(SCHEDULES)  # the turns reach every one
-    turn = IMPLICIT.index(method) * len(HISTORIES) + list(HISTORIES).index(history)
-    for k in range(2):
-        name = list(SCHEDULES)[(2 * turn + k) % len(SCHEDULES)]
+    turn, last = IMPLICIT.index(method) * len(HISTORIES) + list(HISTORIES).index(history), len(SCHEDULES) - 1
+    assert len(IMPLICIT) * len(HISTORIES) >= last  # the turns reach every one, the first one two
+    for name in SCHEDULES if EXHAUSTIVE else list(SCHEDULES)[turn : turn + 1] + list(SCHEDULES)[last:][: turn == 0]:
         found = gradients(method, history, discrete(SCHEDULES[name]()))
         assert_same(found, store_all(method, history), name)
 
@@ -71,25 +69,30 @@ def test_on_a_nonuniform_grid(method, history):
     grid = {"t": pfde.graded(0.2, 1.4, N, 2.0)}
     expected = gradients(method, history, pfde.Discrete(), **grid)
     assert_close(expected, gradients(method, history, pfde.Backprop(), **grid))
-    names = ["revolve on disk", "online", "mixed"]
-    for name in [*names, "revolve, every step", "disk, once", "h-revolve"] if method in EXPLICIT else names:
+    names = ["revolve on disk", "online", "mixed", "revolve, every step", "disk, once", "h-revolve"]
+    if method not in EXPLICIT:  # two each, together all
+        turn = 2 * [(m, h) for m in NONUNIFORM if m not in EXPLICIT for h in ("exact", "exponentials")].index(
+            (method, history)
+        )
+        names = [names[(turn + k) % len(names)] for k in range(2)]
+    for name in names:
         assert_same(gradients(method, history, discrete(SCHEDULES[name]()), **grid), expected, name)
 
 
-@pytest.mark.parametrize("history", HISTORIES)
-@pytest.mark.parametrize("method", ["euler", "pece", "trapezoid", "l1"])
+SETTINGS = {
+    "orders": {"alpha": [0.35, 0.7, 0.95]},
+    "float32": {"dtype": torch.float32},
+    "float32, orders": {"dtype": torch.float32, "alpha": [0.35, 0.7, 0.95]},
+    "coarse outputs": {"t": UNIFORM[::9], "step_size": 1.2 / N},
+    "one step": {"t": UNIFORM[:2]},
+}
+
+
 @pytest.mark.parametrize(
-    "setting",
-    [
-        {"alpha": [0.35, 0.7, 0.95]},
-        {"dtype": torch.float32},
-        {"dtype": torch.float32, "alpha": [0.35, 0.7, 0.95]},
-        {"t": UNIFORM[::9], "step_size": 1.2 / N},
-        {"t": UNIFORM[:2]},
-    ],
-    ids=["orders", "float32", "float32, orders", "coarse outputs", "one step"],
+    ("method", "history", "name"), pairs(["euler", "pece", "trapezoid", "l1"], HISTORIES, SETTINGS)
 )
-def test_orders_dtypes_and_outputs(method, history, setting):
+def test_orders_dtypes_and_outputs(method, history, name):
+    setting = SETTINGS[name]
     expected = gradients(method, history, pfde.Discrete(), **setting)
     if "dtype" not in setting:
         assert_close(expected, gradients(method, history, pfde.Backprop(), **setting))
@@ -99,9 +102,8 @@ def test_orders_dtypes_and_outputs(method, history, setting):
         assert_same(gradients(method, history, discrete(schedule), **setting), expected, str(schedule))
 
 
-@pytest.mark.parametrize("history", HISTORIES)
-@pytest.mark.parametrize("method", METHODS)
-def test_every_store(method, history):
+@pytest.mark.parametrize(("method", "history", "store"), pairs(METHODS, HISTORIES, ["stages", "graph"]))
+def test_every_store(method, history, store):
     """Bitwise but for two cases of the exact history, where no step is taken again and so nothing is kept again.
 
     In the derivative form f is evaluated at y_0 + X_n instead, y_n to rounding; the predictors of `pece` are built by
@@ -109,7 +111,7 @@ def test_every_store(method, history):
     """
     names = ["revolve", "online", "mixed on disk"] if method in EXPLICIT else ["mixed on disk"]
     rounded = {"stages": method == "pece", "graph": method == "pece" or METHODS[method].form == "derivative"}
-    for store, name in itertools.product(["stages", "graph"], names):
+    for name in names:
         found = gradients(method, history, discrete(SCHEDULES[name](), store=store))
         if history == "exact" and rounded[store]:
             assert_close(found, store_all(method, history), 1e-13)
@@ -201,8 +203,10 @@ def test_with_the_exact_history_a_snapshot_is_an_index(folder):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("history", BOUNDED)
-@pytest.mark.parametrize("snapshots", [1, 2, 3, 7, 44, 60])
+@pytest.mark.parametrize(
+    ("history", "snapshots"),
+    [("exponentials", 1), ("short", 2), ("exponentials", 3), *itertools.product(BOUNDED, [7, 44, 60])],
+)
 def test_evaluations_are_the_binomial_numbers(history, snapshots):
     """euler: one f a step but for the last step, whose f nobody needs; F_0, and the first look at f; F_0's product."""
     solve = Solve("euler", history, discrete(pfde.Revolve(snapshots, leaf=1)))

@@ -14,11 +14,19 @@ from checkpoint_schedules.multistage import optimal_steps_binomial
 
 from pfde.schedules import Online, Revolve, Sizes, StoreAll, adopt, forward_steps
 from pfde.schedules.revolve import parse_bytes
+from support.covering import EXHAUSTIVE
 
 RAM, DISK, WORK, NONE = StorageType.RAM, StorageType.DISK, StorageType.WORK, StorageType.NONE
 SNAPSHOTS = range(1, 21)
 STEPS = range(1, 301)
 SOME_STEPS = [*range(1, 50), *range(50, 301, 25)]  # on the machine, which takes its time
+
+
+def shared(c):
+    """The numbers of steps that this budget is tried with: the small ones, and a fifth of the others in turn."""
+    return STEPS if EXHAUSTIVE else [*range(1, 21), *range(21 + c % 5, 301, 5)]
+
+
 every_budget = pytest.mark.parametrize(
     "c", [pytest.param(c, marks=pytest.mark.smoke) if c in (3, 10) else c for c in SNAPSHOTS]
 )
@@ -117,7 +125,7 @@ def run(schedule, steps, *, state_bytes=1, row_bytes=1, **kwargs):
 
 @every_budget
 def test_the_closed_form_is_the_optimum(c):
-    for n in STEPS:
+    for n in shared(c):
         if c <= max(1, n - 1):
             assert forward_steps(n, c) == optimal_steps_binomial(n, c)
         else:
@@ -127,11 +135,11 @@ def test_the_closed_form_is_the_optimum(c):
 @every_budget
 def test_revolve_takes_the_fewest_steps(c):
     schedule = Revolve(c, leaf=1)
-    for N in STEPS:
+    for N in shared(c):
         sizes = Sizes(N, 1, 1)
         taken = sum(len(action) for action in until_the_end(schedule.stream(sizes)) if isinstance(action, cs.Forward))
         assert taken == forward_steps(N, c) == schedule.plan(sizes).forward_steps
-    for N in SOME_STEPS:
+    for N in SOME_STEPS[c % 3 :: 3]:
         machine = run(schedule, N)
         assert machine.forward_steps == forward_steps(N, c)
         assert machine.peak[RAM] <= c and machine.peak[DISK] == 0
@@ -161,7 +169,7 @@ def test_online_stays_close_to_the_optimum(c):
             assert optimum <= taken[N] <= optimum + N, f"N={N}"
             assert taken[N] * (2 * c + 1) <= optimum * (2 * c + 2), f"N={N}: {taken[N]}, optimum {optimum}"
             assert taken[N] == optimum or c > 1
-    for N in SOME_STEPS:
+    for N in SOME_STEPS[c % 3 :: 3]:
         machine = run(Online(c, leaf=1), N)
         assert machine.forward_steps == taken[N]
         assert machine.peak[RAM] <= c and machine.peak[DISK] == 0
@@ -197,7 +205,7 @@ def test_a_solve_of_one_leaf_takes_no_step_twice():
 def test_memory_is_kept_and_used_for_the_fewest_steps():
     """Against all numbers of snapshots and leaves, by the machine's own count of bytes and steps."""
     rng = random.Random(0)
-    for _ in range(150):
+    for _ in range(1000 if EXHAUSTIVE else 60):
         sizes = Sizes(rng.randint(1, 60), rng.randint(1, 40), rng.randint(1, 6))
         memory = rng.randint(sizes.state_bytes + sizes.row_bytes, 300)
         plan = Revolve(memory=memory).plan(sizes)

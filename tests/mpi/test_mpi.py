@@ -1,6 +1,13 @@
 """pfde on 1, 2 and 4 ranks: a state split over ranks, errors on one rank only, data-parallel steps. No test may hang.
 
-The workers in `mpi/` assert on every rank; mpiexec then exits non-zero. Each runs under a hard time limit.
+The workers in `programs/` assert on every rank; mpiexec then exits non-zero. Several of them share a launch, which runs
+under a hard time limit. Workers:
+
+    agreement, ode_solves agreement    every method with a split state against one rank, to 1e-13
+    checkpoints                        the same under schedules; faults of one rank's disk
+    faults, ode_solves faults, doors   an error on one rank, or what the ranks do differently, is an error on all
+    data_parallel                      raise_together around a step of training
+    leaks                              nothing is left of solves with a shared state
 """
 
 from pathlib import Path
@@ -9,45 +16,58 @@ import pytest
 
 from support.launch import launch, needs_mpiexec
 
-WORKERS = Path(__file__).parent / "programs"
+PROGRAMS = Path(__file__).parent / "programs"
+SAYS = {
+    "agreement": "digest ",
+    "data_parallel": "together",
+    "faults": " faults survived",
+    "leaks": "no leak",
+    "checkpoints": "as one",
+    "ode_solves agreement": "as one",
+    "ode_solves faults": " faults survived",
+    "doors": "refused together",
+}
 
 pytestmark = [pytest.mark.mpi, needs_mpiexec]
 
 
-@pytest.mark.parametrize(("ranks", "split"), [(1, "even"), (4, "uneven")])
-def test_a_split_state_agrees_with_one_rank(ranks: int, split: str) -> None:
-    """Every method, to 1e-13; a second solve in the same process bitwise."""
-    output = launch(ranks, WORKERS / "agreement.py", split)
-    assert len(output.split()) == 1 + ranks, output
+def run(ranks: int, *commands: str) -> dict[str, str]:
+    """What each worker printed."""
+    output = launch(ranks, PROGRAMS / "several.py", *commands, limit=120.0 + 60.0 * len(commands))
+    parts = [part.partition("\n") for part in output.split("== ")[1:]]
+    assert [command for command, *_ in parts] == list(commands), output
+    said = {}
+    for command, _, text in parts:
+        expected = next(what for name, what in SAYS.items() if command.startswith(name))
+        said[command] = next((line for line in text.splitlines() if expected in line), "")
+        assert said[command], output
+    return said
+
+
+def test_one_rank() -> None:
+    said = run(1, "agreement even", "ode_solves agreement")
+    assert len(said["agreement even"].split()) == 2
 
 
 @pytest.mark.smoke
-def test_two_runs_on_as_many_ranks_agree_bitwise() -> None:
-    """And each with one rank to 1e-13."""
-    runs = [launch(2, WORKERS / "agreement.py", "even") for _ in range(2)]
-    assert runs[0].startswith("digest")
-    assert runs[0] == runs[1]
+def test_two_ranks_in_a_nutshell() -> None:
+    run(2, "faults trapezoid", "checkpoints faults")
 
 
-@pytest.mark.parametrize(
-    ("ranks", "method"),
-    [(2, "euler"), (2, "pece"), pytest.param(2, "trapezoid", marks=pytest.mark.smoke), (4, "l1")],
-)
-def test_an_error_on_one_rank_raises_on_all(ranks: int, method: str) -> None:
-    assert "faults survived" in launch(ranks, WORKERS / "faults.py", method)
+def test_two_ranks(tmp_path: Path) -> None:
+    """The second run of `agreement`, in other processes, gives the same bits."""
+    assert " " not in str(tmp_path)
+    said = run(2, "leaks euler", "leaks trapezoid", "agreement even", "faults euler", "faults pece", "data_parallel")
+    assert len(said["agreement even"].split()) == 3
+    again = run(2, "agreement even", "ode_solves agreement", "ode_solves faults", f"doors {tmp_path}")
+    assert again["agreement even"] == said["agreement even"]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_raise_together_around_a_data_parallel_step(ranks: int) -> None:
-    assert launch(ranks, WORKERS / "data_parallel.py").strip() == "together"
+def test_two_ranks_with_checkpoints() -> None:
+    run(2, "checkpoints agreement", "checkpoints uneven")
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
-@pytest.mark.parametrize("method", ["euler", "trapezoid"])
-def test_solves_with_a_shared_state_leak_nothing(method: str) -> None:
-    assert "no leak" in launch(2, WORKERS / "leaks.py", method)
-
-
-@pytest.mark.parametrize("mode", ["agreement", pytest.param("faults", marks=pytest.mark.smoke), "uneven"])
-def test_checkpointed_solves_of_a_split_state(mode: str) -> None:
-    assert launch(2, WORKERS / "checkpoints.py", mode).strip() == "as one"
+def test_four_ranks() -> None:
+    """One of them with most of the state."""
+    said = run(4, "agreement uneven", "faults l1", "data_parallel")
+    assert len(said["agreement uneven"].split()) == 5

@@ -13,8 +13,9 @@ import torch
 
 import pfde
 from pfde.one_step.adjoint import AdjointSweep
+from pfde.one_step.methods.additive import Additive
 from pfde.one_step.methods.base import TimeBars
-from pfde.one_step.methods.diagonally_implicit import Additive, DiagonallyImplicit
+from pfde.one_step.methods.diagonally_implicit import DiagonallyImplicit
 from pfde.one_step.methods.runge_kutta import RungeKutta
 from pfde.one_step.times import StepTimes
 from pfde.system.mass import Mass

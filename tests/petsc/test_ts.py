@@ -18,13 +18,16 @@ from support.launch import launch, needs_mpiexec
 ROOT = Path(__file__).parent
 REACTION = ROOT / "programs" / "reaction.py"
 
+pytestmark = pytest.mark.xdist_group("ts")  # what one process has found serves several tests
 
-def run(command, seconds=60):
+
+def run(command, seconds=60, text=None):
     """stdout of a command, which must succeed within the time limit."""
     result = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
         text=True,
+        input=text,
         timeout=seconds,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -107,10 +110,20 @@ def test_a_compressed_history_and_snapshots_are_options_too():
     assert results["euler"]["alpha"] != pytest.approx(all_methods()["euler"]["alpha"], rel=1e-8)
 
 
-def test_snapshots_inside_a_petsc_program():
-    """Leaves of two steps, so that states are computed again: bitwise the gradient that needs none, twice."""
-    body = """
-from pfde.ts import FractionalTS, adjoint_solve
+# Scripts that find `ts` ready, of type FractionalTS, by name with their options; `attempt` prints an error's message.
+WRONG = {
+    "-fde_alpha 1.5": "ValueError: -fde_alpha must be in (0, 1]: got 1.5",
+    "-fde_alpha nan": "ValueError: -fde_alpha must be in (0, 1]: got nan",
+    "-fde_method rk4": "ValueError: -fde_method must be one of euler",
+    "-fde_tolerance 5": "ValueError: tolerance must be in (0, 0.1], such as 1e-10: got 5",
+    "-fde_snapshots 0": "ValueError: snapshots + on_disk must be at least 1: got 0",
+    "-ts_dt 0.3": "ValueError: the time step must divide the interval: got -ts_dt 0.3",
+}
+SCRIPTS = {
+    **{options: (options, "ts.setFromOptions()\nattempt(ts.solve, u)") for options in WRONG},
+    "snapshots": (
+        "",
+        """from pfde.ts import FractionalTS, adjoint_solve
 def gradient(schedule):
     ts = PETSc.TS().createPython(FractionalTS(0.6, "trapezoid", pfde.SumOfExponentials(1e-6), schedule))
     ts.setRHSFunction(rhs, u.duplicate()); ts.setRHSJacobian(jacobian, J, J)
@@ -122,63 +135,11 @@ def gradient(schedule):
     adjoint_solve(ts)
     return [b.array.tolist() for b in bars]
 print(gradient(None) == gradient(pfde.Revolve(2, leaf=2)))
-"""
-    assert in_petsc(body).split() == ["True"]
-
-
-def in_petsc(body, *options):
-    """Run a script body in a fresh process with PETSc options; it finds `ts` ready, of type FractionalTS."""
-    script = f"""
-import sys, petsc4py
-petsc4py.init(sys.argv)
-from petsc4py import PETSc
-import pfde.ts
-u = PETSc.Vec().createSeq(3); u.set(1.0)
-J = PETSc.Mat().createDense((3, 3)); J.setUp()
-def rhs(ts, t, u, f):
-    f.setArray(-u.array_r)
-def jacobian(ts, t, u, A, P):
-    P.zeroEntries()
-    for i in range(3):
-        P.setValue(i, i, -1.0)
-    P.assemble()
-ts = PETSc.TS().create()
-ts.setRHSFunction(rhs, u.duplicate())
-ts.setRHSJacobian(jacobian, J, J)
-ts.setTime(0.0); ts.setTimeStep(0.1); ts.setMaxTime(1.0)
-def message(error):
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{{type(error).__name__}}: {{error}}"
-def attempt(call, *args):
-    try:
-        return call(*args)
-    except Exception as error:
-        print(message(error))
-{body}
-"""
-    base = ["-ts_type", "python", "-ts_python_type", "pfde.ts.FractionalTS", "-options_left", "no"]
-    return run([sys.executable, "-c", script, *base, *options])
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["-fde_alpha", "1.5"], "ValueError: -fde_alpha must be in (0, 1]: got 1.5"),
-        (["-fde_alpha", "nan"], "ValueError: -fde_alpha must be in (0, 1]: got nan"),
-        (["-fde_method", "rk4"], "ValueError: -fde_method must be one of euler"),
-        (["-fde_tolerance", "5"], "ValueError: tolerance must be in (0, 0.1], such as 1e-10: got 5"),
-        (["-fde_snapshots", "0"], "ValueError: snapshots + on_disk must be at least 1: got 0"),
-        (["-ts_dt", "0.3"], "ValueError: the time step must divide the interval: got -ts_dt 0.3"),
-    ],
-)
-def test_wrong_options_are_named(options, expected):
-    assert expected in in_petsc("ts.setFromOptions()\nattempt(ts.solve, u)", *options)
-
-
-def test_adjoint_solve_says_what_is_missing():
-    body = """
-ts.setFromOptions()
+""",
+    ),
+    "what is missing": (
+        "",
+        """ts.setFromOptions()
 attempt(pfde.ts.adjoint_solve, ts)
 ts.solve(u)
 attempt(pfde.ts.adjoint_solve, ts)
@@ -187,8 +148,117 @@ ts.setCostGradients([lam], [mu])
 attempt(pfde.ts.adjoint_solve, ts)
 other = PETSc.TS().create(); other.setType("rk")
 attempt(pfde.ts.adjoint_solve, other)
+""",
+    ),
+    "no Jacobian": (
+        "",
+        """bare = PETSc.TS().create()
+bare.setRHSFunction(rhs, u.duplicate())
+bare.setTime(0.0); bare.setTimeStep(0.1); bare.setMaxTime(1.0)
+bare.setFromOptions()
+attempt(bare.solve, u)
+""",
+    ),
+    "max_steps": (
+        "-ts_max_steps 4",
+        """ts.setFromOptions()
+ts.solve(u)
+print(ts.getStepNumber(), ts.getConvergedReason() == PETSc.TS.ConvergedReason.CONVERGED_ITS, u.array[0])
+lam = u.duplicate(); lam.set(1.0)
+ts.setCostGradients([lam])
+pfde.ts.adjoint_solve(ts)
+print(lam.array[0])
+""",
+    ),
+    "continued": (
+        "-fde_alpha 0.5",
+        """ts.setFromOptions()
+ts.solve(u)
+first = u.array[0]
+ts.setMaxTime(2.0)
+attempt(ts.solve, u)
+ts.setStepNumber(0); ts.setTime(0.0); ts.setMaxTime(1.0)
+u.set(1.0)
+""",
+    ),
+    "again": (
+        "-fde_alpha 0.5",
+        """ts.setFromOptions()
+ts.solve(u)
+first = u.array[0]
+ts.setStepNumber(0); ts.setTime(0.0); u.set(1.0)
+ts.solve(u)
+print(u.array[0] == first)
+""",
+    ),
+}
+DRIVER = """
+import json, sys, petsc4py
+petsc4py.init(sys.argv)
+from petsc4py import PETSc
+import pfde.ts
+
+def message(error):
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+def attempt(call, *args):
+    try:
+        return call(*args)
+    except Exception as error:
+        print(message(error))
+
+def rhs(ts, t, u, f):
+    f.setArray(-u.array_r)
+
+def jacobian(ts, t, u, A, P):
+    P.zeroEntries()
+    for i in range(3):
+        P.setValue(i, i, -1.0)
+    P.assemble()
+
+database = PETSc.Options()
+for name, (options, body) in json.load(sys.stdin).items():
+    print(f"== {name}")
+    before = dict(database.getAll())
+    if options:
+        option, value = options.removeprefix("-").split()
+        database[option] = value
+    u = PETSc.Vec().createSeq(3); u.set(1.0)
+    J = PETSc.Mat().createDense((3, 3)); J.setUp()
+    ts = PETSc.TS().create()
+    ts.setRHSFunction(rhs, u.duplicate())
+    ts.setRHSJacobian(jacobian, J, J)
+    ts.setTime(0.0); ts.setTimeStep(0.1); ts.setMaxTime(1.0)
+    exec(body, globals())
+    for option in set(database.getAll()) - set(before):  # PETSc may have given it its new name
+        del database[option]
 """
-    lines = in_petsc(body).splitlines()
+
+
+@functools.cache
+def in_petsc():
+    """What these scripts print, by name; one after the other in one process, their options in PETSc's database."""
+    base = ["-ts_type", "python", "-ts_python_type", "pfde.ts.FractionalTS", "-options_left", "no"]
+    out = run([sys.executable, "-c", DRIVER, *base], text=json.dumps(SCRIPTS))
+    parts = [part.partition("\n") for part in out.split("== ")[1:]]
+    assert [name for name, *_ in parts] == list(SCRIPTS), out
+    return {name: text for name, _, text in parts}
+
+
+def test_snapshots_inside_a_petsc_program():
+    """Leaves of two steps, so that states are computed again: bitwise the gradient that needs none, twice."""
+    assert in_petsc()["snapshots"].split() == ["True"]
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_wrong_options_are_named(options):
+    assert WRONG[options] in in_petsc()[options]
+
+
+def test_adjoint_solve_says_what_is_missing():
+    lines = in_petsc()["what is missing"].splitlines()
     assert len(lines) == 4
     assert "needs a completed forward solve" in lines[0]
     assert "needs cost gradients" in lines[1]
@@ -197,28 +267,12 @@ attempt(pfde.ts.adjoint_solve, other)
 
 
 def test_an_implicit_method_without_jacobian_is_refused():
-    body = """
-bare = PETSc.TS().create()
-bare.setRHSFunction(rhs, u.duplicate())
-bare.setTime(0.0); bare.setTimeStep(0.1); bare.setMaxTime(1.0)
-bare.setFromOptions()
-attempt(bare.solve, u)
-"""
-    assert "ValueError: an implicit method needs the Jacobian of the TS" in in_petsc(body)
+    assert "ValueError: an implicit method needs the Jacobian of the TS" in in_petsc()["no Jacobian"]
 
 
 def test_max_steps_ends_the_solve_and_the_adjoint_is_of_what_was_solved():
     """Four of ten steps: y_4 of y' = -y by the trapezoid, and its derivative, (0.95 / 1.05)^4."""
-    body = """
-ts.setFromOptions()
-ts.solve(u)
-print(ts.getStepNumber(), ts.getConvergedReason() == PETSc.TS.ConvergedReason.CONVERGED_ITS, u.array[0])
-lam = u.duplicate(); lam.set(1.0)
-ts.setCostGradients([lam])
-pfde.ts.adjoint_solve(ts)
-print(lam.array[0])
-"""
-    first, second = in_petsc(body, "-ts_max_steps", "4").splitlines()
+    first, second = in_petsc()["max_steps"].splitlines()
     steps, reason, value = first.split()
     assert (steps, reason) == ("4", "True")
     assert float(value) == pytest.approx((0.95 / 1.05) ** 4, rel=1e-12)
@@ -227,25 +281,8 @@ print(lam.array[0])
 
 def test_a_second_solve_starts_anew_only_when_asked():
     """A Caputo solve cannot be continued without its memory: refused, not computed wrongly."""
-    body = """
-ts.setFromOptions()
-ts.solve(u)
-first = u.array[0]
-ts.setMaxTime(2.0)
-attempt(ts.solve, u)
-ts.setStepNumber(0); ts.setTime(0.0); ts.setMaxTime(1.0)
-u.set(1.0)
-"""
-    assert "cannot be continued" in in_petsc(body, "-fde_alpha", "0.5")
-    again = """
-ts.setFromOptions()
-ts.solve(u)
-first = u.array[0]
-ts.setStepNumber(0); ts.setTime(0.0); u.set(1.0)
-ts.solve(u)
-print(u.array[0] == first)
-"""
-    assert in_petsc(again, "-fde_alpha", "0.5").strip() == "True"
+    assert "cannot be continued" in in_petsc()["continued"]
+    assert in_petsc()["again"].strip() == "True"
 
 
 TORCH_MODEL = """

@@ -14,6 +14,7 @@ RTOL = 1e-12
 EPS = torch.finfo(torch.float64).eps
 IMPLICIT = [name for name, scheme in METHODS.items() if scheme.implicit]
 STORES = ["state", "stages", "graph"]
+GRADIENTS = {store: pfde.Discrete(store=store) for store in STORES} | {"backprop": pfde.Backprop()}
 ALPHAS = {
     "number": 0.6,
     "scalar": torch.tensor(0.6, dtype=torch.float64),

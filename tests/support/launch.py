@@ -12,6 +12,9 @@ import pytest
 _IN_VENV = Path(sys.executable).parent / "mpiexec"
 MPIEXEC = str(_IN_VENV) if _IN_VENV.exists() else shutil.which("mpiexec")
 
+# MPICH waits busily: with more ranks than cores those that wait are to let the others go on
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
+
 needs_mpiexec = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside this Python or on PATH")
 
 
@@ -24,7 +27,9 @@ def start(
     return subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), sys.executable, str(script), *arguments],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
+        | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

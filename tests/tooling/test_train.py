@@ -1,6 +1,8 @@
 """examples/train.py end to end at a tiny size: what it prints and writes, ranks, --resume, Ctrl-C, users' mistakes.
 
-Each run starts mpiexec in a subprocess with a time limit.  Most compare the training state in the checkpoint.
+Each launch starts mpiexec in a subprocess with a time limit, and most make several runs: a module's fixtures are the
+launches. All tests are one group, so that one of pytest's processes has them. Most compare the training state in the
+checkpoint.
 """
 
 import contextlib
@@ -8,7 +10,6 @@ import importlib
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -21,25 +22,27 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
 ROOT = Path(__file__).resolve().parents[2]
+RUNS = Path(__file__).parent / "programs" / "runs.py"
 TIME_LIMIT = 240.0  # seconds; a run takes about five
 # 50 images in batches of 6: the last batch has 2, so that two of four ranks get none of it.
-TINY = ["--limit", "50", "--batch-size", "6", "--channels", "4", "--dtype", "float64"]
+TINY = "--limit 50 --batch-size 6 --channels 4 --dtype float64"
 
-pytestmark = [pytest.mark.mpi, launch.needs_mpiexec]
-
-
-def start(ranks: int, *options: str, **environment: str) -> subprocess.Popen[str]:
-    return launch.start(ranks, Path("examples/train.py"), *options, cwd=ROOT, **environment)
+pytestmark = [pytest.mark.mpi, launch.needs_mpiexec, pytest.mark.xdist_group("train")]
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    return launch.finish(process, TIME_LIMIT)
+class Launch:
+    """Several runs in one launch: of each the exit status, and what was printed meanwhile."""
 
-
-def run(ranks: int, *options: str, **environment: str) -> str:
-    code, output = finish(start(ranks, *options, **environment))
-    assert code == 0, output
-    return output
+    def __init__(self, ranks: int, options: dict[str, str], **environment: str) -> None:
+        commands = [f"{TINY} {more}" for more in options.values()]
+        process = launch.start(ranks, RUNS, "examples/train.py", *commands, cwd=ROOT, **environment)
+        code, self.output = launch.finish(process, TIME_LIMIT)
+        parts = self.output.split("== run")[1:]
+        assert code == 0 and len(parts) == len(options), self.output
+        assert "Traceback" not in self.output, self.output
+        self.printed = dict(zip(options, parts, strict=True))
+        # what is on stderr may come before or after
+        self.status = {name: int(re.search(r"== exit (\d+)", part)[1]) for name, part in self.printed.items()}
 
 
 def state_in(folder: Path) -> dict:
@@ -57,102 +60,71 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-@pytest.fixture(scope="module")
-def four_epochs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the output of four epochs on two ranks, never interrupted."""
-    folder = tmp_path_factory.mktemp("four_epochs")
-    return folder, run(2, *TINY, "--epochs", "4", "--out", str(folder))
-
-
-@pytest.mark.smoke
-def test_report_picture_and_checkpoint(four_epochs: tuple[Path, str]) -> None:
-    folder, output = four_epochs
-    epochs = re.findall(r"epoch (\d)/4  loss (\S+)  accuracy (\S+)%  alpha (\S+)", output)
-    assert [int(epoch) for epoch, *_ in epochs] == [1, 2, 3, 4], output
-    assert float(epochs[-1][1]) < float(epochs[0][1]), "the loss did not fall"
-    assert float(epochs[-1][3]) != 0.7, "alpha was not learned"
-    assert "step/s" in output, "no progress bar"
-    assert re.search(r"^test accuracy: \S+% of 50 images$", output, re.M), output
-    assert re.search(r"^learned alpha: 0\.\d+$", output, re.M), output
-    assert re.search(r"^memory peak: \d+ MiB", output, re.M), output
-    match = re.search(r"^adjoint against autograd: (\S+)$", output, re.M)
-    assert match, output
-    assert float(match[1]) < 1e-12
-    assert (folder / "train.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "train.png"]
-    state = state_in(folder)
-    assert (state["epoch"], state["step"]) == (4, 0)
-    assert len(state["losses"]) == len(state["alphas"]) == 4 * 9
-
-
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_any_number_of_ranks_gives_the_same_curves(ranks: int, four_epochs: tuple[Path, str], tmp_path: Path) -> None:
-    run(ranks, *TINY, "--epochs", "4", "--out", str(tmp_path))
-    state, reference = state_in(tmp_path), state_in(four_epochs[0])
-    for curve in ("losses", "alphas"):
-        difference = (torch.tensor(state[curve]) - torch.tensor(reference[curve])).abs().max().item()
-        # Rounding differs in the sums over a batch; Adam's g/sqrt(v) passes it on at about the size it has.
-        assert difference < 1e-10, f"{curve}: {ranks} ranks differ from 2 by {difference:.1e}"
-
-
-def test_resume_is_bit_for_bit(four_epochs: tuple[Path, str], tmp_path: Path) -> None:
-    run(2, *TINY, "--epochs", "2", "--out", str(tmp_path))
-    assert state_in(tmp_path)["epoch"] == 2
-    output = run(2, *TINY, "--epochs", "4", "--out", str(tmp_path), "--resume")
-    assert "epoch 3/4" in output
-    assert "epoch 2/4" not in output
-    assert same(state_in(tmp_path), state_in(four_epochs[0]))
-
+# -- launches ---------------------------------------------------------------------------------------------------------
 
 # Fixed and adaptive steps, explicit and implicit ones, f in two parts, a name that both kinds of equation have.
 ODES = {
-    "rk4": ["--method", "rk4"],
-    "dopri5": [],  # the default
-    "cn": ["--method", "cn", "--step-size", "0.25"],
-    "ark3": ["--method", "ark3", "--rtol", "1e-2", "--atol", "1e-3"],
-    "beuler": ["--method", "beuler", "--step-size", "0.25"],
+    "rk4": "--method rk4",
+    "dopri5": "",  # the default
+    "cn": "--method cn --step-size 0.25",
+    "ark3": "--method ark3 --rtol 1e-2 --atol 1e-3",
+    "beuler": "--method beuler --step-size 0.25",
 }
 ADAPTIVE_STEPS = {"dopri5": "with rtol 0.001, atol 0.0001", "ark3": "with rtol 0.01, atol 0.001"}
+MISTAKES = {
+    "--epoch 3": "unknown: --epoch 3",
+    "digits": "unknown: digits",
+    "--batch-size 0": "--batch-size must be 1 or more: got 0",
+}
 
 
 @pytest.fixture(scope="module")
-def rk4(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of two epochs with rk4 on one rank."""
-    folder = tmp_path_factory.mktemp("rk4")
-    run(1, *TINY, "--epochs", "2", "--alpha", "1", *ODES["rk4"], "--out", str(folder))
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each run."""
+    return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("method", ODES)
-def test_ordinary_equations(method: str, tmp_path: Path) -> None:
-    output = run(1, *TINY, "--epochs", "2", "--alpha", "1", *ODES[method], "--out", str(tmp_path))
-    steps = f", adaptive steps {ADAPTIVE_STEPS[method]}" if method in ADAPTIVE_STEPS else ""
-    assert f"; {method}, ordinary equation (alpha is 1, not learned){steps}; 1 ranks" in output, output
-    assert "learned alpha:" not in output
-    losses = re.findall(r"epoch \d/2  loss (\S+)  accuracy \S+%$", output, re.M)
-    assert len(losses) == 2 and float(losses[1]) < float(losses[0]), output
-    match = re.search(r"^adjoint against autograd: (\S+)$", output, re.M)
-    assert match, output
-    assert float(match[1]) < 1e-11  # implicit stages stop at residuals of 32 eps, 7e-15, which add up over the steps
-    assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
-    state = state_in(tmp_path)
-    assert (state["epoch"], len(state["losses"]), state["alphas"]) == (2, 2 * 9, [])
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> Launch:
+    """Two epochs, never interrupted, and one."""
+    return Launch(2, {str(n): f"--epochs {n} --out {folder}/two_ranks_{n}" for n in (2, 1)})
 
 
-def test_an_ordinary_equation_on_four_ranks_gives_the_same_curve(rk4: Path, tmp_path: Path) -> None:
-    """Fixed steps do not couple the images of a batch."""
-    output = run(4, *TINY, "--epochs", "1", "--alpha", "1", *ODES["rk4"], "--out", str(tmp_path))
-    assert "; 4 ranks" in output
-    four, one = (torch.tensor(state_in(folder)["losses"][:9]) for folder in (tmp_path, rk4))
-    difference = (four - one).abs().max().item()
-    assert difference < 1e-10, f"4 ranks differ from 1 by {difference:.1e}"
+@pytest.fixture(scope="module")
+def one_rank(folder: Path) -> Launch:
+    options = {"log_view": f"--epochs 1 --out {folder}/log_view -log_view"}
+    options |= {name: f"--epochs 2 --alpha 1 {ODES[name]} --out {folder}/{name}" for name in ODES}
+    options |= {"2": f"--epochs 2 --out {folder}/one_rank"}
+    options |= {
+        f"rk4, {n}": f"--epochs {n} --alpha 1 {ODES['rk4']} --out {folder}/again {more}"
+        for n, more in ((1, ""), (2, "--resume"))
+    }
+    options |= {mistake: f"--out {folder}/mistakes {mistake}" for mistake in MISTAKES}
+    options |= {"--lr": f"--epochs 5 --out {folder}/one_rank --resume --lr 0.5"}
+    return Launch(1, options)
 
 
-def test_an_ordinary_equation_resumes_bit_for_bit(rk4: Path, tmp_path: Path) -> None:
-    options = [*TINY, "--alpha", "1", *ODES["rk4"], "--out", str(tmp_path)]
-    run(1, *options, "--epochs", "1")
-    run(1, *options, "--epochs", "2", "--resume")
-    assert same(state_in(tmp_path), state_in(rk4))
+@pytest.fixture(scope="module")
+def four_ranks(folder: Path) -> Launch:
+    rk4 = f"--epochs 1 --alpha 1 {ODES['rk4']} --out {folder}/four_ranks_rk4"
+    return Launch(4, {"2": f"--epochs 2 --out {folder}/four_ranks", "rk4": rk4})
+
+
+@pytest.fixture(scope="module")
+def interrupted(folder: Path) -> dict[str, tuple[int, str, dict]]:
+    """Ctrl-C in a run without end: the exit status, the output, the state."""
+    return {whom: interrupt(whom, folder / whom) for whom in ("everyone", "one_rank_alone")}
+
+
+@pytest.fixture(scope="module")
+def resumed(folder: Path, two_ranks: Launch, interrupted: dict) -> Launch:
+    """In processes that have not seen what went before; and mistakes that rank 0 sees."""
+    options = {"1": f"--epochs 2 --out {folder}/two_ranks_1 --resume"}
+    for whom, (_, _, state) in interrupted.items():
+        options[whom] = f"--epochs {state['epoch'] + 1} --out {folder}/{whom} --resume"
+    options["mnist"] = f"--out {folder}/mnist --data mnist"  # rank 0 reads files; the other must not wait for ever
+    options["nothing"] = f"--out {folder}/nothing --resume"
+    return Launch(2, options, PFDE_DATA=str(folder))
 
 
 def ranks_below(mpiexec: int) -> list[int]:
@@ -167,54 +139,130 @@ def ranks_below(mpiexec: int) -> list[int]:
     return [pid for pid, (parent, command) in parents.items() if parent in proxies and "python" in command]
 
 
-@pytest.mark.parametrize("whom", ["everyone", "one rank"])
-def test_ctrl_c_leaves_a_checkpoint_to_resume_from(whom: str, four_epochs: tuple[Path, str], tmp_path: Path) -> None:
-    """Both as at a terminal (mpiexec passes SIGINT on) and when a single rank gets the signal."""
-    process = start(2, *TINY, "--epochs", "1000", "--out", str(tmp_path))
+def interrupt(whom: str, out: Path) -> tuple[int, str, dict]:
+    options = [*TINY.split(), "--epochs", "1000", "--out", str(out)]
+    process = launch.start(2, Path("examples/train.py"), *options, cwd=ROOT)
     deadline = time.monotonic() + TIME_LIMIT
-    while not (tmp_path / "checkpoint.pt").exists():  # the first epoch's
-        assert process.poll() is None and time.monotonic() < deadline, finish(process)
+    while not (out / "checkpoint.pt").exists():  # the first epoch's
+        assert process.poll() is None and time.monotonic() < deadline, launch.finish(process, TIME_LIMIT)
         time.sleep(0.01)
     if whom == "everyone":
         os.killpg(process.pid, signal.SIGINT)
     else:
         os.kill(ranks_below(process.pid)[-1], signal.SIGINT)
-    code, output = finish(process)
+    code, output = launch.finish(process, TIME_LIMIT)
+    return code, output, state_in(out)
+
+
+# -- what they show ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+def test_report_picture_and_checkpoint(two_ranks: Launch, folder: Path) -> None:
+    output, out = two_ranks.printed["2"], folder / "two_ranks_2"
+    assert two_ranks.status["2"] == 0
+    epochs = re.findall(r"epoch (\d)/2  loss (\S+)  accuracy (\S+)%  alpha (\S+)", output)
+    assert [int(epoch) for epoch, *_ in epochs] == [1, 2], output
+    assert float(epochs[-1][1]) < float(epochs[0][1]), "the loss did not fall"
+    assert float(epochs[-1][3]) != 0.7, "alpha was not learned"
+    assert "step/s" in two_ranks.output, "no progress bar"
+    assert re.search(r"^test accuracy: \S+% of 50 images$", output, re.M), output
+    assert re.search(r"^learned alpha: 0\.\d+$", output, re.M), output
+    assert re.search(r"^memory peak: \d+ MiB", output, re.M), output
+    match = re.search(r"^adjoint against autograd: (\S+)$", output, re.M)
+    assert match, output
+    assert float(match[1]) < 1e-12
+    assert (out / "train.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.pt", "train.png"]
+    state = state_in(out)
+    assert (state["epoch"], state["step"]) == (2, 0)
+    assert len(state["losses"]) == len(state["alphas"]) == 2 * 9
+
+
+@pytest.mark.parametrize("ranks", ["one_rank", "four_ranks"])
+def test_any_number_of_ranks_gives_the_same_curves(
+    ranks: str, two_ranks: Launch, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    assert request.getfixturevalue(ranks).status["2"] == 0
+    state, reference = state_in(folder / ranks), state_in(folder / "two_ranks_2")
+    for curve in ("losses", "alphas"):
+        difference = (torch.tensor(state[curve]) - torch.tensor(reference[curve])).abs().max().item()
+        # Rounding differs in the sums over a batch; Adam's g/sqrt(v) passes it on at about the size it has.
+        assert difference < 1e-10, f"{curve}: {ranks} differ from two by {difference:.1e}"
+
+
+def test_resume_is_bit_for_bit(two_ranks: Launch, resumed: Launch, folder: Path) -> None:
+    assert "epoch 1/1" in two_ranks.printed["1"] and two_ranks.status["1"] == 0
+    output = resumed.printed["1"]
+    assert "epoch 2/2" in output
+    assert "epoch 1/2" not in output
+    assert same(state_in(folder / "two_ranks_1"), state_in(folder / "two_ranks_2"))
+
+
+@pytest.mark.parametrize("method", ODES)
+def test_ordinary_equations(method: str, one_rank: Launch, folder: Path) -> None:
+    output = one_rank.printed[method]
+    steps = f", adaptive steps {ADAPTIVE_STEPS[method]}" if method in ADAPTIVE_STEPS else ""
+    assert f"; {method}, ordinary equation (alpha is 1, not learned){steps}; 1 ranks" in output, output
+    assert "learned alpha:" not in output
+    losses = re.findall(r"epoch \d/2  loss (\S+)  accuracy \S+%$", output, re.M)
+    assert len(losses) == 2 and float(losses[1]) < float(losses[0]), output
+    match = re.search(r"^adjoint against autograd: (\S+)$", output, re.M)
+    assert match, output
+    assert float(match[1]) < 1e-11  # implicit stages stop at residuals of 32 eps, 7e-15, which add up over the steps
+    assert (folder / method / "train.png").read_bytes().startswith(b"\x89PNG")
+    state = state_in(folder / method)
+    assert (state["epoch"], len(state["losses"]), state["alphas"]) == (2, 2 * 9, [])
+
+
+def test_an_ordinary_equation_on_four_ranks_gives_the_same_curve(
+    one_rank: Launch, four_ranks: Launch, folder: Path
+) -> None:
+    """Fixed steps do not couple the images of a batch."""
+    assert "; 4 ranks" in four_ranks.printed["rk4"]
+    four, one = (torch.tensor(state_in(folder / name)["losses"][:9]) for name in ("four_ranks_rk4", "rk4"))
+    difference = (four - one).abs().max().item()
+    assert difference < 1e-10, f"4 ranks differ from 1 by {difference:.1e}"
+
+
+def test_an_ordinary_equation_resumes_bit_for_bit(one_rank: Launch, folder: Path) -> None:
+    assert one_rank.status["rk4, 1"] == one_rank.status["rk4, 2"] == 0
+    assert same(state_in(folder / "again"), state_in(folder / "rk4"))
+
+
+@pytest.mark.parametrize("whom", ["everyone", "one_rank_alone"])
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(
+    whom: str, two_ranks: Launch, interrupted: dict, resumed: Launch, folder: Path
+) -> None:
+    """Both as at a terminal (mpiexec passes SIGINT on) and when a single rank gets the signal."""
+    code, output, state = interrupted[whom]
     assert code == 130, output
     assert "Traceback" not in output
     assert "--resume goes on from there" in output
-    state = state_in(tmp_path)
     assert 1 <= state["epoch"] < 1000
-
-    epochs = str(state["epoch"] + 1)
-    run(2, *TINY, "--epochs", epochs, "--out", str(tmp_path), "--resume")
-    resumed, straight = state_in(tmp_path), state_in(four_epochs[0])
-    common = min(len(resumed["losses"]), len(straight["losses"]))
-    assert resumed["epoch"] == state["epoch"] + 1
-    assert resumed["losses"][:common] == straight["losses"][:common]
-    assert len(resumed["losses"]) == 9 * resumed["epoch"]
+    assert resumed.status[whom] == 0
+    after, straight = state_in(folder / whom), state_in(folder / "two_ranks_2")
+    common = min(len(after["losses"]), len(straight["losses"]))
+    assert after["epoch"] == state["epoch"] + 1
+    assert after["losses"][:common] == straight["losses"][:common]
+    assert len(after["losses"]) == 9 * after["epoch"]
 
 
-def test_petsc_options_pass_through(tmp_path: Path) -> None:
-    output = run(1, *TINY, "--epochs", "1", "--out", str(tmp_path), "-log_view")
-    assert "PETSc Performance Summary" in output
+def test_petsc_options_pass_through(one_rank: Launch) -> None:
+    assert one_rank.status["log_view"] == 0
+    assert "PETSc Performance Summary" in one_rank.output
 
 
-@pytest.mark.parametrize(
-    ("ranks", "options", "message"),
-    [
-        (1, ["--epoch", "3"], "unknown: --epoch 3"),
-        (1, ["digits"], "unknown: digits"),
-        (1, ["--batch-size", "0"], "--batch-size must be 1 or more: got 0"),
-        (2, ["--data", "mnist"], "PFDE_DATA"),  # rank 0 reads files; the other must not wait for ever
-        (2, ["--resume"], "run without --resume first"),
-    ],
-)
-def test_mistakes_are_told_without_a_traceback(ranks: int, options: list[str], message: str, tmp_path: Path) -> None:
-    code, output = finish(start(ranks, *TINY, "--out", str(tmp_path), *options, PFDE_DATA=str(tmp_path)))
-    assert code != 0
-    assert message in output
-    assert "Traceback" not in output
+@pytest.mark.parametrize(("mistake", "message"), [*MISTAKES.items(), ("--lr", "was made with --lr 0.003, not 0.5")])
+def test_mistakes_are_told_without_a_traceback(mistake: str, message: str, one_rank: Launch) -> None:
+    assert one_rank.status[mistake] != 0
+    assert message in one_rank.output
+
+
+@pytest.mark.parametrize(("mistake", "message"), [("mnist", "PFDE_DATA"), ("nothing", "run without --resume first")])
+def test_mistakes_that_one_rank_sees_end_all_of_them(mistake: str, message: str, resumed: Launch) -> None:
+    assert resumed.status[mistake] != 0
+    assert message in resumed.output
 
 
 @pytest.mark.parametrize(
@@ -238,11 +286,3 @@ def test_options_that_do_not_go_together(
     with pytest.raises(SystemExit):
         importlib.import_module("train").parse_options()
     assert message in capsys.readouterr().err
-
-
-def test_resume_refuses_other_options(four_epochs: tuple[Path, str]) -> None:
-    options = ["--epochs", "5", "--out", str(four_epochs[0]), "--resume", "--lr", "0.5"]
-    code, output = finish(start(1, *TINY, *options))
-    assert code != 0
-    assert "was made with --lr 0.003, not 0.5" in output
-    assert "Traceback" not in output

@@ -57,20 +57,24 @@ def check(what: str, got: Tensor, expected: Tensor) -> None:
 
 
 digest = hashlib.sha256()
-for method in METHODS:
-    for orders in ("one", "vector"):
+for i, method in enumerate(METHODS):
+    # Four ranks on two cores take their time: there the methods have one order and several in turn.
+    for orders in ("one", "vector") if size < 4 else (("one", "vector")[i % 2],):
         if orders == "one":
             alpha = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
             local = alpha
         else:
             alpha = ORDERS.clone().requires_grad_()
             local = alpha.detach()[MINE].clone().requires_grad_()
-        settings = (pfde.Discrete(), pfde.Discrete(store="graph"), pfde.Backprop())
-        for gradient in settings if orders == "one" and size < 4 else settings[:1]:
+        settings = [pfde.Discrete()]
+        if orders == "one" and size < 4:
+            settings += [pfde.Discrete(store="graph"), pfde.Backprop()]
+        for gradient in settings:
             y, y0_bar, a_bar, c_bar, alpha_bar = solve(slice(0, SIZE), alpha, method, gradient=gradient)
             parts = solve(MINE, local, method, comm=comm, gradient=gradient)
-            again = solve(MINE, local, method, comm=comm, gradient=gradient)
-            assert all(map(torch.equal, parts, again)), f"{method}: the same solve gives other bits"
+            if gradient == settings[0] and size < 4:
+                again = solve(MINE, local, method, comm=comm, gradient=gradient)
+                assert all(map(torch.equal, parts, again)), f"{method}: the same solve gives other bits"
             name = f"{method}, {orders} order, {gradient}: "
             check(name + "y", parts[0], y[:, MINE])
             check(name + "y0_bar", parts[1], y0_bar[MINE])

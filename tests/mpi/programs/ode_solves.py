@@ -84,8 +84,9 @@ def agreement() -> None:
             name = f"{form}, {gradient}: "
             whole, alone = run(WHOLE, form, gradient=gradient)
             parts, shared = run(MINE, form, gradient=gradient, comm=comm)
-            again, _ = run(MINE, form, gradient=gradient, comm=comm)
-            assert all(map(torch.equal, parts, again)), f"{name}the same solve gives other bits"
+            if gradient == settings[0]:
+                again, _ = run(MINE, form, gradient=gradient, comm=comm)
+                assert all(map(torch.equal, parts, again)), f"{name}the same solve gives other bits"
             assert shared.stats.steps == alone.stats.steps, f"{name}{shared.stats} against {alone.stats}"
             assert shared.stats.rejected == alone.stats.rejected, f"{name}{shared.stats} against {alone.stats}"
             if isinstance(gradient, pfde.Continuous):
