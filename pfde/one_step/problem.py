@@ -137,8 +137,6 @@ class OrdinaryProblem(InitialValueProblem):
         run = OneStepRun(checkpointed, system, outputs, sweep.limit)
         self.finish_forward(run, functions, begin, gradient=gradient)
         self.stats.rejected = 0 if controller is None else controller.rejected
-        if plan is not None:
-            self.stats.schedule = repr(plan)
         return outputs.give_away(), run
 
     def _output_steps(self) -> list[int] | None:

@@ -47,7 +47,7 @@ class CheckpointedSweep(Generic[R]):
 
     Attributes
     ----------
-    trajectory : of the sweep
+    trajectory, schedule : of the sweep
     snapshots : the store of this solve, with its peaks
     recomputed : evaluations of f in steps taken again
     """
@@ -63,7 +63,7 @@ class CheckpointedSweep(Generic[R]):
     ) -> None:
         assert (schedule is None) == (replay is None)
         self.trajectory: R = sweep.trajectory
-        self._sweep, self._system, self._schedule, self._peers, self._replay = sweep, system, schedule, peers, replay
+        self._sweep, self._system, self.schedule, self._peers, self._replay = sweep, system, schedule, peers, replay
         self._begin_draws = system.draws.now()
         self.snapshots: SnapshotStore | None = None
         self.recomputed, self._silent, self._reversing = 0, False, False
@@ -100,7 +100,7 @@ class CheckpointedSweep(Generic[R]):
         self._system.silence()
         self._system.draws.restart(self._begin_draws)
         new = CheckpointedSweep(
-            self._sweep.anew(), self._system, self._schedule, self._peers, self._replay, self.directory
+            self._sweep.anew(), self._system, self.schedule, self._peers, self._replay, self.directory
         )
         new.advance(new.steps)
         return new
@@ -170,7 +170,7 @@ class CheckpointedSweep(Generic[R]):
         unavoidable = sizes.state_bytes + leaf if known == sys.maxsize else 0
         if sizes.all_rows_are_less_than(kept - unavoidable):
             warnings.warn(
-                f"{self._schedule!r} keeps {kept + sizes.sweep_bytes} bytes of snapshots, rows and what takes steps "
+                f"{self.schedule!r} keeps {kept + sizes.sweep_bytes} bytes of snapshots, rows and what takes steps "
                 f"again; StoreAll() would keep {steps * sizes.row_bytes} for these {steps} steps: use StoreAll(), "
                 "or fewer snapshots with longer leaves",
                 stacklevel=2,

@@ -153,6 +153,8 @@ class InitialValueProblem(ABC):
             f.complete_forward()
         stats = self.stats
         stats.steps = run.sweep.n
+        if run.sweep.schedule is not None:
+            stats.schedule = repr(run.sweep.schedule)
         stats.count("forward", run.system.evaluations)
         stats.count_snapshots(run.sweep.snapshots)
         stats.count_iterations(run.system)
