@@ -53,6 +53,15 @@ class Clock:
             self.counts = [1 if setting.step_size is None else max(1, round(w / setting.step_size)) for w in spans]
             self.sizes = [w / count for w, count in zip(spans, self.counts, strict=True)]
 
+    def begin(self, y0: Tensor) -> None:
+        """A solve begins: its first output is y_0."""
+        self.outputs = [y0.detach().clone()]
+
+    def take_outputs(self) -> list[Tensor]:
+        """The outputs, given away."""
+        outputs, self.outputs = self.outputs, []
+        return outputs
+
     def pre_step(self, ts: PETSc.TS) -> None:
         """PETSc's PreStep."""
         if self._failure.guard(self._prepare, ts) is None:

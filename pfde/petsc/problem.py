@@ -147,7 +147,7 @@ class Integration:
         """Solve; y at the times, (T, d)."""
         setting, ts, clock = self._setting, self._ts, self._clock
         write(self._u, y0.detach())
-        clock.outputs.append(y0.detach().clone())
+        clock.begin(y0)
         self._start(y0)
         self._solve(ts.solve, self._u)
         stats = setting.stats
@@ -166,8 +166,7 @@ class Integration:
                 f"the TS stopped at t={self._time():.6g}, before {setting.sign * setting.s[-1]:.6g}: a hook of its "
                 "options ended it"
             )
-        outputs, clock.outputs = clock.outputs, []
-        return torch.stack(outputs)
+        return torch.stack(clock.take_outputs())
 
     def reverse(self, y_bar: Tensor) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """The cotangents of y_0 and of the parameters. y_bar : (T, d)."""

@@ -214,16 +214,16 @@ def _taylor_slopes(case: Case, gradient: Gradient, first_step: float | None = No
     bars = case.gradient(gradient)
     start, eps = case.value(u, 0.0), torch.finfo(case.dtype).eps
 
-    def look(step: float) -> tuple[float, float]:
+    def remainders(step: float) -> tuple[float, float]:
         """The two remainders at a length."""
         difference = case.value(u, step) - start
         moved = case.moves(u, step)  # what e u is, once it is added to p and rounded
         slope = sum(_dot(b, d) for bar, group in zip(bars, moved, strict=True) for b, d in zip(bar, group, strict=True))
         return abs(difference), abs(difference - slope)
 
-    noise = max(eps * abs(start), 2 * max(look(eps * 2**k)[1] for k in range(3, 7)))
+    noise = max(eps * abs(start), 2 * max(remainders(eps * 2**k)[1] for k in range(3, 7)))
     steps = [e / 2**k for k in range(halvings + 1)]
-    zeroth, first = zip(*map(look, steps), strict=True)
+    zeroth, first = zip(*map(remainders, steps), strict=True)
     return TaylorSlopes(_rates(zeroth), _rates(first), _allowed(zeroth, steps, noise), _allowed(first, steps, noise))
 
 
