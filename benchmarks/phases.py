@@ -108,7 +108,11 @@ def profile(case: Case, repeats: int) -> dict[str, Any]:
 
     problem.f.forward = clock.wrap(problem.f.forward, of_f)  # type: ignore[method-assign]
     missing = [path for name, path in PIECES if not patch(clock, path, name)]
-    for path in ("exact.ExactConvolution.read", "bounded.BoundedConvolution.read", "bounded.BoundedConvolution.push"):
+    for path in (
+        "online_product.ExactConvolution.read",
+        "bounded.BoundedConvolution.read",
+        "bounded.BoundedConvolution.push",
+    ):
         if not patch(clock, f"pfde.caputo.history.{path}", of_read):
             missing.append(path)
 

@@ -36,7 +36,7 @@ from ..system.base import System, add_scaled
 from ..system.profile import event
 from ..system.sums import LongSum
 from .discretisation import Discretisation
-from .history.exact import ExactConvolution
+from .history.online_product import ExactConvolution
 from .schemes.base import Stage, StepAdjoint, StepData, linearised
 from .trajectory import Trajectory
 

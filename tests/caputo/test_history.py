@@ -174,7 +174,7 @@ def test_more_orders_than_can_be_tabulated(algorithm, reverse):
 
 def test_pushes_by_fft(monkeypatch):
     """The scalar history makes them from N = 16384 on only."""
-    monkeypatch.setattr("pfde.caputo.history.exact.FFT_FROM", 32)
+    monkeypatch.setattr("pfde.caputo.history.online_product.FFT_FROM", 32)
     test_long_enough_for_every_level()
 
 

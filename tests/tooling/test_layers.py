@@ -40,7 +40,7 @@ ONLY = {
 # Folders whose files are alternatives to each other: each sees what all share, in this order, and none its neighbours.
 FAMILIES = {
     "caputo.schemes": ["base"],
-    "caputo.history": ["base", "toeplitz", "skeleton", "nodes", "bounded"],
+    "caputo.history": ["base", "toeplitz", "skeleton", "online_product", "nodes", "bounded"],
     "one_step.tableaux": ["rooted_trees", "coefficients", "tableau"],
     "one_step.methods": ["sums_of_slopes", "base", "stage_guess", "implicit"],
     "schedules": ["base", "snapshot_file", "storage", "store_all"],
