@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import house
+import pfde
 from house import FILES, HOUSE, ROOT, imports_of, module_of, room, tree_of
 
 # From the ground up; a room may import rooms of lower floors. Rooms of one floor do not know each other.
@@ -256,3 +257,18 @@ def test_every_function_is_annotated_and_what_is_public_is_documented(path):
                 visit(child, public, derived)
 
     visit(tree, True, False)
+
+
+def test_the_lists_of_what_pfde_exports_agree():
+    """What type checkers read, what is resolved at first use, and what `import *` gives."""
+    checked = {
+        alias.asname or alias.name: node.module
+        for condition in tree_of(HOUSE / "__init__.py").body
+        if isinstance(condition, ast.If) and isinstance(condition.test, ast.Name)
+        for node in condition.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert checked == pfde._HOME
+    assert sorted([*checked, "__version__"]) == sorted(pfde.__all__)
+    assert all(hasattr(pfde, name) for name in pfde.__all__)
