@@ -135,8 +135,8 @@ SOLVES = {
 HOME = Path(pfde.__file__).parent
 # Where Python runs inside of PETSc, where something is to be put back, and where files are kept.
 NEAR = (
-    *("driver.py", "petsc_options.py", "native.py", "native_setting.py", "native_callbacks.py", "stage_solver.py"),
-    *("operators.py", "base.py", "vectors.py", "checkpoints.py", "storage.py", "autograd.py"),
+    *("driver.py", "execution.py", "autograd.py", "checkpoints.py", "storage.py", "petsc_options.py", "stage_solver.py"),
+    *("operators.py", "base.py", "vectors.py", "problem.py", "setting.py", "callbacks.py"),
 )
 
 
