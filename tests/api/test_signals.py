@@ -135,8 +135,8 @@ SOLVES = {
 HOME = Path(pfde.__file__).parent
 # Where Python runs inside of PETSc, where something is to be put back, and where files are kept.
 NEAR = (
-    *("driver.py", "execution.py", "autograd.py", "checkpoints.py", "storage.py", "petsc_options.py", "stage_solver.py"),
-    *("operators.py", "base.py", "vectors.py", "problem.py", "setting.py", "callbacks.py"),
+    *("driver.py", "execution.py", "autograd.py", "checkpoints.py", "storage.py", "petsc_options.py"),
+    *("stage_solver.py", "operators.py", "base.py", "vectors.py", "problem.py", "setting.py", "callbacks.py"),
 )
 
 

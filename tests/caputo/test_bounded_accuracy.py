@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import pfde
-import pfde.api.fdeint
+from pfde.caputo import engine
 from pfde.caputo.schemes import METHODS
 from support.compressed import GRIDDED, ORDERS, START, times
 from support.covering import pairs
@@ -116,13 +116,13 @@ def test_equal_steps_on_a_nonuniform_grid_are_a_uniform_grid(monkeypatch, method
     """The grid of a uniform t is replaced by its points; the reference is the exact history on the uniform one."""
     t = times(36)
     references = uniform(method, 36)
-    check_grid = pfde.api.fdeint.check_grid
+    check_grid = engine.check_grid
 
     def with_points(times, *arguments):
         grid, outputs = check_grid(times, *arguments)
         return grid._replace(points=tuple(times)), outputs
 
-    monkeypatch.setattr(pfde.api.fdeint, "check_grid", with_points)
+    monkeypatch.setattr(engine, "check_grid", with_points)
     for alpha, reference in zip((0.6, ORDERS), references, strict=True):
         found = distances(results(method, alpha, history, t), reference)
         assert max(found) <= ROUNDING, ", ".join(f"{x:.1e}" for x in found)

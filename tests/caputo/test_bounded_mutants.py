@@ -34,10 +34,10 @@ def graded(steps):
     return pfde.graded(0.0, 1.0, steps, 2.0)
 
 
-# name: method, history, grid, order; three blocks each (implicit ones, ten times as dear, two), the last one incomplete
+# name: method, history, grid, order; three blocks each (implicit ones on grids, ten times as dear, two), the last one incomplete
 CASES = {
     "lags": ("euler", SOE, uniform(70), 0.6),
-    "lags, implicit": ("gl", SOE, uniform(40), 0.6),
+    "lags, implicit": ("gl", SOE, uniform(70), 0.6),  # the third block: modes have decayed
     "two channels": ("pece", SOE, uniform(70), 0.6),
     "orders": ("euler", SOE, uniform(21), ORDERS),
     "window": ("euler", SHORT, uniform(70), 0.6),
