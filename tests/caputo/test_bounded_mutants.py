@@ -34,7 +34,7 @@ def graded(steps):
     return pfde.graded(0.0, 1.0, steps, 2.0)
 
 
-# name: method, history, grid, order; three blocks each (implicit ones on grids two, as they are dear), the last one incomplete
+# name: method, history, grid, order; three blocks each (implicit ones on grids two: they are dear), the last incomplete
 CASES = {
     "lags": ("euler", SOE, uniform(70), 0.6),
     "lags, implicit": ("gl", SOE, uniform(70), 0.6),  # the third block: modes have decayed
