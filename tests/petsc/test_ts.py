@@ -18,8 +18,6 @@ from support.launch import launch, needs_mpiexec
 ROOT = Path(__file__).parent
 REACTION = ROOT / "programs" / "reaction.py"
 
-pytestmark = pytest.mark.xdist_group("ts")  # what one process has found serves several tests
-
 
 def run(command, seconds=60, text=None):
     """stdout of a command, which must succeed within the time limit."""
