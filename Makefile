@@ -6,6 +6,7 @@
 RANKS ?= 4
 WORKERS ?= 2
 ARGS ?=
+SHARED := --dist loadfile --no-loadscope-reorder # a file's tests share launches and references: one process has them
 BIN := .venv/bin
 READY := .venv/.pfde/pfde
 
@@ -38,10 +39,10 @@ examples: $(READY)
 	done
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(SHARED) $(ARGS)
 
 smoke: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m smoke $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(SHARED) -m smoke $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

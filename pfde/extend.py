@@ -1,6 +1,7 @@
 """Base classes for methods, histories and schedules of your own; `method=`, `history=` and `schedule=` take instances.
 
     Tableau, AdditiveTableau    a Runge-Kutta method by its coefficients, which are checked (`method=` of odeint)
+    OneStep                     another one-step method, by its step and its transpose (`method=` of odeint)
     ExplicitScheme, ImplicitScheme, Scheme, Weights
                                 a Caputo scheme by its convolution weights, or with its own step (`method=` of fdeint)
     Bounded, Compression, IntervalCompression
@@ -14,6 +15,7 @@ examples/own_method.py and docs/extending.md define one of each outside pfde.
 
 from .caputo.history.base import Bounded, Compression, IntervalCompression
 from .caputo.schemes.base import ExplicitScheme, ImplicitScheme, Scheme, Weights
+from .one_step.methods.base import OneStep
 from .one_step.tableaux import AdditiveTableau, Tableau
 from .petsc.setting import PetscMethod
 from .petsc.setting import parse_method as petsc_method
@@ -26,6 +28,7 @@ __all__ = [
     "ExplicitScheme",
     "ImplicitScheme",
     "IntervalCompression",
+    "OneStep",
     "PetscMethod",
     "Schedule",
     "Scheme",

@@ -20,7 +20,7 @@ Y0 = torch.tensor([0.5, -0.3], dtype=torch.float64)
 
 
 def test_the_command_prints_a_row_for_every_method_and_exits_with_0():
-    command_line = [sys.executable, "-m", "pfde", "verify", "--steps", "6"]
+    command_line = [sys.executable, "-m", "pfde", "verify", "--steps", "3"]
     done = subprocess.run(command_line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     number, slope = r"\d\.\de[+-]\d\d", r"[12]\.\d{4}"

@@ -34,15 +34,15 @@ def graded(steps):
     return pfde.graded(0.0, 1.0, steps, 2.0)
 
 
-# name: method, history, grid, order; three blocks each (implicit ones on grids two: they are dear), the last incomplete
+# name: method, history, grid, order; three blocks each, the last one incomplete
 CASES = {
     "lags": ("euler", SOE, uniform(70), 0.6),
-    "lags, implicit": ("gl", SOE, uniform(70), 0.6),  # the third block: modes have decayed
+    "lags, implicit": ("gl", SOE, uniform(70), 0.6),
     "two channels": ("pece", SOE, uniform(70), 0.6),
     "orders": ("euler", SOE, uniform(21), ORDERS),
     "window": ("euler", SHORT, uniform(70), 0.6),
     "window, orders": ("pece", SHORT, uniform(21), ORDERS),
-    "grid": ("trapezoid", SOE, graded(40), 0.6),
+    "grid": ("trapezoid", SOE, graded(70), 0.6),
     "grid, two channels": ("pece", SOE, graded(70), 0.6),
     "grid, orders": ("beuler", SOE, graded(21), ORDERS),
     "exact grid": ("euler", pfde.Exact(), graded(70), 0.6),

@@ -9,6 +9,7 @@ import torch
 
 from pfde.caputo.history import Exact
 from pfde.caputo.history.skeleton import interpolation, nodes
+from support.covering import pairs
 
 ALGORITHMS = ["direct", "blocked", "fft"]
 LENGTHS = [1, 2, 7, 8, 9, 31, 64, 100, 257]
@@ -80,47 +81,44 @@ CASES = [(1, 1, None), (2, 5, None), (9, 33, None), (100, 5, None), (257, 1, Non
 CASES += [(1, 5, 3), (9, 5, 5), (9, 33, 1), (100, 33, 3), (100, 5, 5), (31, 33, 33), (257, 5, 3), (64, 1, 1)]
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("outputs", "inputs"), CHANNELS)
-def test_equals_the_dense_sum(algorithm, reverse, outputs, inputs):
+@pytest.mark.parametrize(
+    ("algorithm", "reverse", "channels", "case"), pairs(ALGORITHMS, [False, True], CHANNELS, CASES)
+)
+def test_equals_the_dense_sum(algorithm, reverse, channels, case):
     torch.manual_seed(0)
-    for N, d, G in CASES:
-        group = None if G is None else make_group(d, G)
-        kernel = make_kernel(outputs, inputs, N, G)
-        rows = [torch.randn(N, d, dtype=torch.float64) for _ in range(inputs)]
-        error = (
-            sweep(algorithm, kernel, rows, reverse=reverse, group=group)
-            - dense(kernel, rows, reverse=reverse, group=group)
-        ).abs()
-        allowed = bound(algorithm, kernel, rows, reverse=reverse, group=group)
-        assert (error <= allowed).all(), f"N={N} d={d} G={G}: {(error / allowed).max():.3g} of the bound"
+    (outputs, inputs), (N, d, G) = channels, case
+    group = None if G is None else make_group(d, G)
+    kernel = make_kernel(outputs, inputs, N, G)
+    rows = [torch.randn(N, d, dtype=torch.float64) for _ in range(inputs)]
+    error = (
+        sweep(algorithm, kernel, rows, reverse=reverse, group=group) - dense(kernel, rows, reverse=reverse, group=group)
+    ).abs()
+    allowed = bound(algorithm, kernel, rows, reverse=reverse, group=group)
+    assert (error <= allowed).all(), f"{(error / allowed).max():.3g} of the bound"
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize(("outputs", "inputs"), CHANNELS)
-@pytest.mark.parametrize("grouped", [False, True])
-def test_reverse_is_the_transpose(algorithm, outputs, inputs, grouped):
+@pytest.mark.parametrize(
+    ("algorithm", "channels", "groups", "N", "d"),
+    pairs(ALGORITHMS, CHANNELS, ["none", "two", "all"], LENGTHS, [1, 5, 33]),
+)
+def test_reverse_is_the_transpose(algorithm, channels, groups, N, d):
     torch.manual_seed(1)
-    for N in LENGTHS:
-        for d in (1, 5, 33):
-            for G in {min(2, d), d if N <= 31 else 1} if grouped else {None}:
-                group = None if G is None else make_group(d, G)
-                kernel = make_kernel(outputs, inputs, N, G)
-                X = [torch.randn(N, d, dtype=torch.float64) for _ in range(inputs)]
-                Y = [torch.randn(N, d, dtype=torch.float64) for _ in range(outputs)]
-                # Reading is tested elsewhere; here all rows are known, which saves the time of filling them.
-                forward = Exact(algorithm).convolution(kernel, X, group=group)
-                back = Exact(algorithm).convolution(kernel.transpose(0, 1), Y, reverse=True, group=group)
-                left = sum(inner(forward.read(n), Y, n) for n in range(1, N + 1))
-                right = sum(inner(back.read(n), X, n) for n in range(N, 0, -1))
-                size = dense(kernel.abs(), [x.abs() for x in X], group=group)
-                size = float(sum((size[o] * Y[o].abs()).sum() for o in range(outputs)))
-                if algorithm == "fft":  # its errors are relative to norms
-                    size += float(kernel[:, :, 1:].norm()) * sum(
-                        float(x.norm()) * float(y.norm()) for x in X for y in Y
-                    )
-                assert abs(left - right) <= 50 * EPS * math.sqrt(N) * size, f"N={N} d={d} G={G}: {left} {right}"
+    outputs, inputs = channels
+    G = {"none": None, "two": min(2, d), "all": d if N <= 31 else 1}[groups]
+    group = None if G is None else make_group(d, G)
+    kernel = make_kernel(outputs, inputs, N, G)
+    X = [torch.randn(N, d, dtype=torch.float64) for _ in range(inputs)]
+    Y = [torch.randn(N, d, dtype=torch.float64) for _ in range(outputs)]
+    # Reading is tested elsewhere; here all rows are known, which saves the time of filling them.
+    forward = Exact(algorithm).convolution(kernel, X, group=group)
+    back = Exact(algorithm).convolution(kernel.transpose(0, 1), Y, reverse=True, group=group)
+    left = sum(inner(forward.read(n), Y, n) for n in range(1, N + 1))
+    right = sum(inner(back.read(n), X, n) for n in range(N, 0, -1))
+    size = dense(kernel.abs(), [x.abs() for x in X], group=group)
+    size = float(sum((size[o] * Y[o].abs()).sum() for o in range(outputs)))
+    if algorithm == "fft":  # its errors are relative to norms
+        size += float(kernel[:, :, 1:].norm()) * sum(float(x.norm()) * float(y.norm()) for x in X for y in Y)
+    assert abs(left - right) <= 50 * EPS * math.sqrt(N) * size, f"{left} {right}"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -188,7 +186,7 @@ def test_resumed_sweep_is_bitwise_the_same(algorithm, reverse, G):
     kernel, rows = make_kernel(2, 1, N, G), [torch.randn(N, d, dtype=torch.float64)]
     whole = sweep(algorithm, kernel, rows, reverse=reverse, group=group)
     assert torch.equal(whole, sweep(algorithm, kernel, rows, reverse=reverse, group=group))
-    for start in (1, 2, 39, 40, 41, 333, N):
+    for start in (1, 40, 41, 333, N):
         resumed = sweep(algorithm, kernel, rows, reverse=reverse, group=group, start=start)
         part = slice(None, start) if reverse else slice(start - 1, None)
         assert torch.equal(resumed[:, part], whole[:, part]), start
@@ -254,14 +252,16 @@ def smooth_kernels(N, dtype):
     return [kernel.to(dtype) for kernel in powers + others]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("N", [129, 200, 300, 512, 768, 1000, 1024, 1025])
-def test_interpolated_pulls(dtype, N):
+@pytest.mark.parametrize(
+    ("dtype", "N", "part"),
+    pairs([torch.float32, torch.float64], [129, 200, 300, 512, 768, 1000, 1024, 1025], range(4)),
+)
+def test_interpolated_pulls(dtype, N, part):
     """Equal to the dense sum, and transposes, to rounding; whole superblocks and cut short ones, and too small N."""
     torch.manual_seed(8)
     eps, exact, size = torch.finfo(dtype).eps, Exact("blocked"), 3
     kernels = smooth_kernels(N, dtype)
-    for channels in [*((kernel,) for kernel in kernels), kernels[2:4], kernels[7:9]]:
+    for channels in [*((kernel,) for kernel in kernels), kernels[2:4], kernels[7:9]][part::4]:
         kernel = torch.stack(channels).unsqueeze(1)
         X = torch.randn(N, size, dtype=dtype)
         Y = [torch.randn(N, size, dtype=dtype) for _ in channels]

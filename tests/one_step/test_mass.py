@@ -5,41 +5,46 @@ import torch
 from torch import Tensor
 
 import pfde
+from support.covering import pairs
 from support.pendulum import D, close, times
 
 IMPLICIT = ["beuler", "cn", "implicit_midpoint", "sdirk4", "esdirk3", "esdirk4"]
 
 
-@pytest.mark.parametrize("gradient", [pfde.Discrete(), pfde.Discrete(store="graph"), pfde.Symplectic()], ids=str)
-@pytest.mark.parametrize("method", IMPLICIT)
-def test_a_mass_matrix_is_the_transformed_equation(method: str, gradient: object) -> None:
+FULL = torch.tensor([[2.0, 0.5], [-0.3, 1.5]], dtype=D)
+
+
+@pytest.mark.parametrize(
+    ("method", "gradient", "kind"),
+    pairs(IMPLICIT, [pfde.Discrete(), pfde.Discrete(store="graph"), pfde.Symplectic()], ["full", "diagonal"]),
+)
+def test_a_mass_matrix_is_the_transformed_equation(method: str, gradient: object, kind: str) -> None:
     """Diagonal and full, for each row of a state: M y' = f is y' = M^-1 f, stage by stage."""
-    full = torch.tensor([[2.0, 0.5], [-0.3, 1.5]], dtype=D)
-    for mass, matrix in ((full, full), (times(2.0, 0.5), torch.diag(times(2.0, 0.5)))):
-        inverse = torch.linalg.inv(matrix)
-        results = []
-        for transformed in (False, True):
-            y0 = torch.tensor([[1.0, 0.5], [-0.4, 0.9], [0.2, 0.1]], dtype=D, requires_grad=True)
-            a = torch.tensor([0.7, -1.1], dtype=D, requires_grad=True)
-            t = times(0.0, 0.5, 1.0).requires_grad_()
+    mass, matrix = (FULL, FULL) if kind == "full" else (times(2.0, 0.5), torch.diag(times(2.0, 0.5)))
+    inverse = torch.linalg.inv(matrix)
+    results = []
+    for transformed in (False, True):
+        y0 = torch.tensor([[1.0, 0.5], [-0.4, 0.9], [0.2, 0.1]], dtype=D, requires_grad=True)
+        a = torch.tensor([0.7, -1.1], dtype=D, requires_grad=True)
+        t = times(0.0, 0.5, 1.0).requires_grad_()
 
-            def f(t: Tensor, y: Tensor, a: Tensor = a) -> Tensor:
-                return torch.sin(a * y) - y.flip(1) + t
+        def f(t: Tensor, y: Tensor, a: Tensor = a) -> Tensor:
+            return torch.sin(a * y) - y.flip(1) + t
 
-            g = (lambda t, y, f=f, inverse=inverse: f(t, y) @ inverse.T) if transformed else f
-            y = pfde.odeint(
-                g,
-                y0,
-                t,
-                method=method,
-                step_size=0.25,
-                gradient=gradient,
-                params=[a],
-                mass=None if transformed else mass,
-            )
-            results.append((y.detach(), *torch.autograd.grad(y.square().sum(), (y0, a, t))))
-        for got, expected in zip(*results, strict=True):
-            close(got, expected, 1e-12)
+        g = (lambda t, y, f=f, inverse=inverse: f(t, y) @ inverse.T) if transformed else f
+        y = pfde.odeint(
+            g,
+            y0,
+            t,
+            method=method,
+            step_size=0.25,
+            gradient=gradient,
+            params=[a],
+            mass=None if transformed else mass,
+        )
+        results.append((y.detach(), *torch.autograd.grad(y.square().sum(), (y0, a, t))))
+    for got, expected in zip(*results, strict=True):
+        close(got, expected, 1e-12)
 
 
 def root(gradient: object, method: str, p: Tensor, a: Tensor, steps: int) -> Tensor:

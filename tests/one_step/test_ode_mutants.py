@@ -151,7 +151,7 @@ MUTANTS = {
     "h missing from the dense output": Mutant(
         AdjointSweep, "_step", "at.h * b, self._y_bar[index]", "b, self._y_bar[index]", PAIRS, "adaptive"
     ),
-    "output's time dropped": Mutant(AdjointSweep, "_place", "self.t_bar[index] += rate", "pass", PAIRS, "adaptive"),
+    "output's time dropped": Mutant(AdjointSweep, "_place", "self._t_bar[index] += rate", "pass", PAIRS, "adaptive"),
     "theta does not move with t": Mutant(AdjointSweep, "_place", "t_bar -= rate", "pass", PAIRS, "adaptive"),
     "theta does not move with h": Mutant(AdjointSweep, "_place", "h_bar -= theta * rate", "pass", PAIRS, "adaptive"),
     "theta moves with h as with t": Mutant(

@@ -295,7 +295,7 @@ def test_a_destroyed_ts_leaves_nothing(method, how):
             ts.solve(u)
         else:
             solve(ts, u)
-        held = [weakref.ref(x) for x in (context, context.system, context.run, context.discretisation)]
+        held = [weakref.ref(x) for x in (context, context.system, context.sweep, context.discretisation)]
         del context
         if how == "reset":
             ts.reset()

@@ -1,8 +1,7 @@
 """examples/train.py end to end at a tiny size: what it prints and writes, ranks, --resume, Ctrl-C, users' mistakes.
 
-Each launch starts mpiexec in a subprocess with a time limit, and most make several runs: a module's fixtures are the
-launches. All tests are one group, so that one of pytest's processes has them. Most compare the training state in the
-checkpoint.
+Each launch starts mpiexec in a subprocess with a time limit, and most make several runs: the launches are fixtures of
+the module. Most tests compare the training state in the checkpoint.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ TIME_LIMIT = 240.0  # seconds; a run takes about five
 # 50 images in batches of 6: the last batch has 2, so that two of four ranks get none of it.
 TINY = "--limit 50 --batch-size 6 --channels 4 --dtype float64"
 
-pytestmark = [pytest.mark.mpi, launch.needs_mpiexec, pytest.mark.xdist_group("train")]
+pytestmark = [pytest.mark.mpi, launch.needs_mpiexec]
 
 
 class Launch:

@@ -45,9 +45,9 @@ for fuse in (0, 4):
     for _ in range(10):
         solve(fuse)
     before = resident()
-    for _ in range(30):  # each holds 1.5 MB or more
+    for _ in range(15):  # each holds 1.5 MB or more
         solve(fuse)
     growth = resident() - before
-    assert growth < 12, f"rank {rank}, fuse {fuse}: 30 solves left {growth:.1f} MB behind"
+    assert growth < 6, f"rank {rank}, fuse {fuse}: 15 solves left {growth:.1f} MB behind"
 if rank == 0:
     print("no leak")
