@@ -1,11 +1,11 @@
 """A model solved by PETSc's own integrators."""
 
-
 import torch
 
 from pfde.petsc.problem import PetscProblem
 from pfde.petsc.setting import parse_method
 from pfde.solving.autograd import Solve
+from pfde.solving.stats import Stats
 from pfde.system.layout import StateLayout
 from pfde.system.peers import Peers
 
