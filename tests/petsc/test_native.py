@@ -120,8 +120,8 @@ def test_products_are_of_the_point_that_their_matrix_was_given(method, monkeypat
     """J at one point, P at another, products of both in turn with two vectors: nothing of one is in the other."""
     y0, W, b = inputs()
     model, runs = Model(W, b), []
-    init = module._Run.__init__
-    monkeypatch.setattr(module._Run, "__init__", lambda run, *a, **k: (init(run, *a, **k), runs.append(run))[0])
+    init = module.Integration.__init__
+    monkeypatch.setattr(module.Integration, "__init__", lambda run, *a, **k: (init(run, *a, **k), runs.append(run))[0])
     solve(method, model, y0, (W, b))  # not differentiated: the run would be spent
     y = solve(method, model, y0, (W, b))
     ts, explicit = runs[-1]._ts, ":rk:" in method
