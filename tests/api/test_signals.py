@@ -164,7 +164,9 @@ class Interrupt:
         sys.settrace(None)
 
     def _call(self, frame: FrameType, _event: str, _argument: object) -> Callable | None:
-        return self._line if frame.f_code.co_filename.startswith(str(HOME)) else None
+        code = frame.f_code
+        ours = code.co_filename.startswith(str(HOME)) and code.co_name != "__del__"  # out of which nothing comes
+        return self._line if ours else None
 
     def _line(self, frame: FrameType, event: str, _argument: object) -> Callable:
         if event == "line":
