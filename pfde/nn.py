@@ -14,10 +14,8 @@ from .api.types import CaputoMethod, OrdinaryMethod
 from .caputo.arguments import as_order
 from .caputo.history import History
 from .solving.arguments import check_parameters, increasing_times, monotone_times
-from .solving.engine import Function, engine_of, named
+from .solving.engine import engine_of, named, solve_as
 from .solving.gradients import Backprop, Discrete, Gradient
-from .solving.request import Request
-from .system.peers import CALL, Peers
 
 _Given = tuple[Tensor | int, ...] | None  # params= of a block; a number is a place in the registered ones
 
@@ -48,11 +46,7 @@ def _params_of(block: nn.Module, given: _Given) -> tuple[Tensor, ...] | None:
     return tuple(registered[p] if isinstance(p, int) else p for p in given)
 
 
-@opaque
-def _solve(function: Function, arguments: dict[str, Any]) -> Any:
-    """y of the request that these arguments make. Collective."""
-    request = Request.together(**arguments)
-    return engine_of(function, request.method).solve(request).y
+_solve = opaque(solve_as)  # torch.compile calls it and does not trace it
 
 
 class FDEBlock(nn.Module):
@@ -128,9 +122,8 @@ class FDEBlock(nn.Module):
         """y at t_1, of y0's shape; at all times of t with `return_all`."""
         t = torch.tensor(self.t, dtype=torch.float64)
         params = _params_of(self, self._given)
-        Peers(self._keywords["comm"]).same({CALL: "fdeint"})
         asked = {"func": self.func, "y0": y0, "t": t, "alpha": self.alpha, "params": params, **self._keywords}
-        y = _solve("fdeint", asked | {"least_steps": LEAST_STEPS})
+        y = _solve("fdeint", **asked, least_steps=LEAST_STEPS).y
         return y if self.return_all else last_of(y)
 
     def extra_repr(self) -> str:
@@ -198,10 +191,8 @@ class ODEBlock(nn.Module):
     def forward(self, y0: Any) -> Any:
         """y at t_1, of y0's shape; at all times of t with `return_all`."""
         t = torch.tensor(self.t, dtype=torch.float64)
-        method = named(self._keywords["method"])
-        Peers(self._keywords["comm"]).same({CALL: "odeint", "method": method})
         asked = {"func": self.func, "y0": y0, "t": t, "params": _params_of(self, self._given), **self._keywords}
-        y = _solve("odeint", asked)
+        y = _solve("odeint", **asked).y
         return y if self.return_all else last_of(y)
 
     def extra_repr(self) -> str:

@@ -8,10 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..caputo.history import History
-from ..solving.engine import engine_of
+from ..solving.engine import solve_as
 from ..solving.gradients import Backprop, Discrete
-from ..solving.request import Request
-from ..system.peers import CALL, Peers
 from . import engines as engines
 from .opaque import opaque
 from .types import CaputoMethod, Func, State
@@ -76,8 +74,8 @@ def fdeint(
     >>> y = pfde.fdeint(model, y0, torch.linspace(0, 1, 101), 0.7)
     >>> y[-1].square().mean().backward()
     """
-    Peers(comm).same({CALL: "fdeint"})
-    request = Request.together(
+    y: State = solve_as(
+        "fdeint",
         func=func,
         y0=y0,
         t=t,
@@ -90,6 +88,5 @@ def fdeint(
         options=options,
         options_prefix=options_prefix,
         comm=comm,
-    )
-    y: State = engine_of("fdeint", method).solve(request).y
+    ).y
     return y

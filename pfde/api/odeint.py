@@ -7,10 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..solving.engine import engine_of, named
+from ..solving.engine import solve_as
 from ..solving.gradients import Gradient
-from ..solving.request import Request
-from ..system.peers import CALL, Peers
 from . import engines as engines
 from .opaque import opaque
 from .types import Func, OrdinaryMethod, State
@@ -78,8 +76,8 @@ def odeint(
     >>> y = pfde.odeint(model, y0, torch.linspace(0, 1, 11), method="dopri5", rtol=1e-6, atol=1e-8)
     >>> y[-1].square().mean().backward()
     """
-    Peers(comm).same({CALL: "odeint", "method": named(method)})  # the ranks are to take the same path
-    request = Request.together(
+    y: State = solve_as(
+        "odeint",
         func=func,
         y0=y0,
         t=t,
@@ -93,6 +91,5 @@ def odeint(
         options=options,
         options_prefix=options_prefix,
         comm=comm,
-    )
-    y: State = engine_of("odeint", method).solve(request).y
+    ).y
     return y

@@ -152,5 +152,5 @@ def check_history(history: Any, grid: Grid) -> History | None:
         allowed = " or ".join(f"pfde.{kind.__name__}()" for kind in (Exact, SumOfExponentials, ShortMemory))
         raise TypeError(f"history must be {allowed}: got {history!r}")
     if grid.points is not None and not history.any_grid:
-        history.require_uniform()
+        raise history.uniform_error()
     return history

@@ -16,10 +16,11 @@ from ..schedules import StoreAll
 from ..solving.checkpoints import CheckpointedSweep
 from ..solving.driver import Driver, SweepTS, bare_solver
 from ..solving.gradients import Gradient
-from ..solving.initial_value import Bars, InitialValueProblem, begin_forward
+from ..solving.initial_value import Bars, InitialValueProblem
 from ..solving.replay import Replay
 from ..solving.run import Run
 from ..system.parameter_bar import ParameterBar
+from ..system.random import generator_states
 from ..system.torch_function import TorchFunction
 from ..system.torch_system import GraphSystem, TorchSystem
 from .adjoint import AdjointSweep
@@ -106,7 +107,7 @@ class CaputoProblem(InitialValueProblem):
         """y at the outputs, and what a forward pass for this gradient, or for none, leaves."""
         y0 = y0.detach()
         function = self.function(y0, draws=self.random_numbers(y0), differentiates_time=ends is not None)
-        begin = begin_forward(y0)
+        begin = generator_states(y0.device)
         y = y0.new_empty(len(self.outputs), y0.numel())
         row = {n: i for i, n in enumerate(self.outputs)}
 

@@ -18,7 +18,7 @@ from ..schedules import Online, Revolve, Schedule
 from ..solving.checkpoints import CheckpointedSweep
 from ..solving.driver import Driver, SweepTS, bare_solver
 from ..solving.gradients import Gradient
-from ..solving.initial_value import Bars, InitialValueProblem, begin_forward
+from ..solving.initial_value import Bars, InitialValueProblem
 from ..solving.replay import Replay
 from ..solving.run import Run
 from ..system.mass import Mass
@@ -110,7 +110,7 @@ class OrdinaryProblem(InitialValueProblem):
         adaptive = self.steps_between is None
         # NaN in a step that is tried rejects it; an explicit step is looked at as a whole
         functions = self.functions(y0, times=times, trusted=adaptive or not self.scheme.implicit)
-        begin = begin_forward(y0)
+        begin = generator_states(y0.device)
         step_times = StepTimes(self.times, self.steps_between, open_end=self.open_end)
         outputs = Outputs(self.times, y0, self._output_steps(), open_end=self.open_end)
         controller = self._controller() if adaptive else None

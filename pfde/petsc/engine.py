@@ -40,7 +40,7 @@ class PetscEngine(Engine):
         return isinstance(method, PetscMethod) or (isinstance(method, str) and method.startswith(_PREFIX))
 
     def check_method(self, method: Any) -> PetscMethod:
-        return method if isinstance(method, PetscMethod) else parse_method(method)
+        return _method(method)
 
     def solve_event(self, request: Request, event: Any) -> tuple[Solution[Any], Any]:
         raise _refusal(request)
@@ -90,7 +90,7 @@ def _check(request: Request) -> tuple[dict[str, Any], Repeats]:
 def _prepare(request: Request, repeats: Repeats, flat: Tensor, prefix: str, stats: Stats) -> PetscProblem:
     """The problem that is asked for. Raises ValueError or TypeError. Not collective."""
     name = _name(request)
-    method = request.method if isinstance(request.method, PetscMethod) else parse_method(name)
+    method = _method(request.method)
     if not request.peers.alone:
         require_entries(request.layout, WHOLE_STATES)
     if request.moving is not None:
@@ -133,6 +133,10 @@ def _refuse_random_numbers(problem: PetscProblem, y0: Tensor) -> None:
             f"func draws random numbers, which method {problem.method.name!r} would draw anew at each of PETSc's "
             "calls: use a method of pfde's own, or draw the numbers outside func"
         )
+
+
+def _method(method: Any) -> PetscMethod:
+    return method if isinstance(method, PetscMethod) else parse_method(method)
 
 
 def _name(request: Request) -> str:

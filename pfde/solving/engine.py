@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+from ..system.peers import CALL, Peers
 from .gradients import Equation
 from .request import Request
 from .stats import Solution
@@ -65,6 +66,16 @@ def engine_of(function: Function, method: object) -> Engine:
     """The engine of this function that takes the method, or the function's first, which says what it would take."""
     mine = [engine for engine in ENGINES if engine.function == function]
     return next((engine for engine in mine if engine.takes(method)), mine[0])
+
+
+def solve_as(function: Function, **arguments: Any) -> Solution[Any]:
+    """The solution of the request that these arguments of the API's function make. Collective over comm."""
+    method = arguments["method"]
+    same: dict[str, str | None] = {CALL: function}
+    if sum(engine.function == function for engine in ENGINES) > 1:  # the ranks are to take the same path
+        same["method"] = named(method)
+    Peers(arguments["comm"]).same(same)
+    return engine_of(function, method).solve(Request.together(**arguments))
 
 
 def named(method: object) -> str | None:

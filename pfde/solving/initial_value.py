@@ -20,7 +20,7 @@ from ..system.autocast import NO_AUTOCAST, Autocast
 from ..system.layout import StateLayout
 from ..system.parameter_bar import ParameterBar
 from ..system.peers import Peers
-from ..system.random import Draws, generator_states, has_drawn, see_whether_it_draws
+from ..system.random import Draws, has_drawn, see_whether_it_draws
 from ..system.reached import count_nodes
 from ..system.torch_function import Times, TorchFunction
 from .gradients import Gradient
@@ -177,11 +177,6 @@ class InitialValueProblem(ABC):
         stats.count_snapshots(sweep.snapshots)
         stats.count_iterations(system)
         return bars, theta_bar
-
-
-def begin_forward(y0: Tensor) -> list[Tensor]:
-    """torch's random states, for `InitialValueProblem.finish_forward`."""
-    return generator_states(y0.device)
 
 
 def examined(problem: P, y0: Tensor) -> P:

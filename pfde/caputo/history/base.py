@@ -100,17 +100,21 @@ class History:
         """Whether it can be had on a nonuniform grid."""
         return False
 
-    def require_uniform(self) -> None:
-        """Raise ValueError on a nonuniform grid, where it cannot be had."""
-        raise ValueError(f"history={self} needs a uniform grid: give step_size, or use SumOfExponentials() or Exact()")
+    def uniform_error(self) -> ValueError:
+        """The error of a nonuniform grid, where it cannot be had."""
+        return ValueError(f"history={self} needs a uniform grid: give step_size, or use SumOfExponentials() or Exact()")
 
 
 class Bounded(History, ABC):
     """A history with a bounded state: recent lags and a sum of exponentials.
 
-    One of your own derives from this class, and gives `compress`; with `compress_intervals` and `any_grid` it may be
-    had on nonuniform grids too. Its adjoint is pfde's: a history is a linear map from kernels to compressed kernels.
+    One of your own derives from this class, and gives `compress`; with `compress_intervals` it may be had on
+    nonuniform grids too. Its adjoint is pfde's: a history is a linear map from kernels to compressed kernels.
     """
+
+    @property
+    def any_grid(self) -> bool:
+        return type(self).compress_intervals is not Bounded.compress_intervals
 
     @abstractmethod
     def compress(self, steps: int, h: float, window: int, exponents: tuple[float, float]) -> Compression:
@@ -120,8 +124,8 @@ class Bounded(History, ABC):
         """
 
     def compress_intervals(self, times: torch.Tensor, exponents: tuple[float, float]) -> IntervalCompression:
-        """The compression of the power kernel on a nonuniform grid, the times (N+1,) float64."""
-        raise NotImplementedError(f"{type(self).__name__} has any_grid, and no compress_intervals")
+        """The compression of the power kernel on a nonuniform grid, the times (N+1,) float64; optional."""
+        raise self.uniform_error()
 
 
 class Intervals(Protocol):

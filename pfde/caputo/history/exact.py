@@ -34,8 +34,8 @@ class Exact(History):
         """With the algorithm left open: on a nonuniform grid there is one."""
         return self.algorithm is None
 
-    def require_uniform(self) -> None:
-        raise ValueError(f"history={self} needs a uniform grid: leave algorithm out on a nonuniform one")
+    def uniform_error(self) -> ValueError:
+        return ValueError(f"history={self} needs a uniform grid: leave algorithm out on a nonuniform one")
 
     def convolution(
         self,

@@ -46,10 +46,6 @@ class SumOfExponentials(Bounded):
         if not 0 < self.tolerance <= 0.1:
             raise ValueError(f"tolerance must be in (0, 0.1], such as 1e-10: got {self.tolerance:g}")
 
-    @property
-    def any_grid(self) -> bool:
-        return True
-
     def compress(self, steps: int, h: float, window: int, exponents: tuple[float, float]) -> ExponentialLags:
         """The compression of kernels over `steps` lags, like k^-beta, beta in `exponents`, from `window` on."""
         return _lags(self.tolerance, steps, min(window, steps + 1), exponents)
