@@ -13,7 +13,7 @@ extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 root_doc = "index"
 exclude_patterns = ["_build"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 html_theme = "alabaster"
 
 PAGES = (

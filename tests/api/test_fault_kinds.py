@@ -1,6 +1,6 @@
 """What changes between the passes is either held, and the gradient right, or noticed, and ReplayError names the step.
 
-Never a third: random door, method, gradient, store and schedule, and a fault among those that the documentation's table
+Never a third: random API, method, gradient, store and schedule, and a fault among those that the documentation's table
 lists. The reference is Backprop without the fault, which is what the forward pass computed.
 
 f that gives other values at every call has no solution of an implicit or adaptive step: fixed explicit steps there.
@@ -155,7 +155,7 @@ BY_ITSELF: dict[str, Callable[[], Field]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A solve by either door."""
+    """A solve by either API."""
 
     method: str
     ordinary: bool
@@ -168,7 +168,7 @@ class Case:
 
     def gradient(self) -> Any:
         """As drawn, where it goes together."""
-        if self.native:
+        if self.by_petsc:
             return None
         if self.ordinary and self.symplectic:
             return pfde.Symplectic()
@@ -178,14 +178,14 @@ class Case:
         return pfde.Discrete(store=self.store, schedule=SCHEDULES[schedule]())
 
     @property
-    def native(self) -> bool:
+    def by_petsc(self) -> bool:
         """Whether it is one of PETSc's own methods."""
         return self.method.startswith("petsc:")
 
     @property
     def chooses_steps(self) -> bool:
         """Whether steps are adaptive."""
-        return self.ordinary and self.adaptive and not self.native and ODE_METHODS[self.method].adaptive
+        return self.ordinary and self.adaptive and not self.by_petsc and ODE_METHODS[self.method].adaptive
 
     @property
     def keeps_graphs(self) -> bool:
@@ -342,7 +342,7 @@ def test_what_can_be_held_is_right(case, kind):
     for name, x in f.state_dict().items():
         assert torch.equal(x, now[name]), f"{name} is not what the forward pass left"
     found = [torch.zeros_like(x) if x.grad is None else x.grad for x in (y0, *parameters)]
-    expected = (_without_change if case.native else reference)(case, make)
+    expected = (_without_change if case.by_petsc else reference)(case, make)
     if kind == "requires_grad":
         found, expected = found[:1], expected[1:2]
         assert_close(found, expected)
@@ -377,7 +377,7 @@ def test_generated_weights_get_their_gradient(case):
         y = torch.func.functional_call(model, weights, (y0, gradient))
         return [y.detach(), *torch.autograd.grad(y.square().sum(), (y0, z))]
 
-    if not case.native:
+    if not case.by_petsc:
         assert_close(gradients(case.gradient()), gradients(pfde.Backprop()))
         return
     z = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
@@ -404,5 +404,5 @@ def test_a_hook_acts_once(case):
     f.net.weight.register_hook(hook)
     case.solve(f, y0, case.gradient()).square().sum().backward()
     assert len(acted) == 1
-    expected = (_without_change if case.native else reference)(case, Field)
+    expected = (_without_change if case.by_petsc else reference)(case, Field)
     assert_close([y0.grad, f.net.weight.grad, f.net.bias.grad], [expected[1], 2 * expected[2], expected[3]])

@@ -17,7 +17,7 @@ from support.covering import pairs
 D = torch.float64
 T = torch.tensor([0.0, 0.5, 1.0], dtype=D)
 
-DOORS = {
+APIS = {
     "dopri5": lambda f, y0, **k: pfde.odeint(f, y0, T, method="dopri5", rtol=1e-4, atol=1e-6, **k),
     "rk4": lambda f, y0, **k: pfde.odeint(f, y0, T, method="rk4", step_size=0.1, **k),
     "cn": lambda f, y0, **k: pfde.odeint(f, y0, T, method="cn", step_size=0.25, **k),
@@ -151,8 +151,8 @@ CHANGES = {
 }
 
 
-def gradients(change, door, **keywords):
-    z, inputs, f = CHANGES[change](lambda *a, **k: door(*a, **k, **keywords))
+def gradients(change, api, **keywords):
+    z, inputs, f = CHANGES[change](lambda *a, **k: api(*a, **k, **keywords))
     before = None if f is None else ({k: v.clone() for k, v in f.state_dict().items()}, f.graph, f.training)
     found = torch.autograd.grad(z.square().sum(), inputs)
     if f is not None:  # all is as the program had it
@@ -164,45 +164,45 @@ def gradients(change, door, **keywords):
 FRACTIONAL = ("euler", "pece", "trapezoid", "bdf2")
 
 
-def together(door, kind, *_):
-    """Whether this door takes this gradient."""
-    return not (door in FRACTIONAL and kind == "symplectic")
+def together(api, kind, *_):
+    """Whether this api takes this gradient."""
+    return not (api in FRACTIONAL and kind == "symplectic")
 
 
-exact_gradients = functools.cache(lambda change, door: gradients(change, DOORS[door], gradient=pfde.Backprop()))
+exact_gradients = functools.cache(lambda change, api: gradients(change, APIS[api], gradient=pfde.Backprop()))
 
 
 @pytest.mark.parametrize(
-    ("door", "kind", "change"),
+    ("api", "kind", "change"),
     [
         pytest.param(*row, marks=[pytest.mark.smoke] if row[1] == "state" else [])
-        for row in pairs(DOORS, GRADIENTS, CHANGES, valid=together)
+        for row in pairs(APIS, GRADIENTS, CHANGES, valid=together)
     ],
 )
-def test_what_is_set_anew_is_put_back_for_the_backward_pass(door, kind, change) -> None:
-    exact = exact_gradients(change, door)
-    found = gradients(change, DOORS[door], gradient=GRADIENTS[kind])
+def test_what_is_set_anew_is_put_back_for_the_backward_pass(api, kind, change) -> None:
+    exact = exact_gradients(change, api)
+    found = gradients(change, APIS[api], gradient=GRADIENTS[kind])
     assert (found - exact).norm() < 1e-11 * exact.norm()
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("method", NATIVE)
 def test_for_petscs_own_methods_too(method, change) -> None:
-    def native(f, y0, **k):
+    def petscs(f, y0, **k):
         return pfde.odeint(f, y0, T, method=method, step_size=0.25, **k)
 
     def ours(f, y0, **k):
         return pfde.odeint(f, y0, T, method=NATIVE[method], step_size=0.25, gradient=pfde.Backprop(), **k)
 
-    exact, found = gradients(change, ours), gradients(change, native)
+    exact, found = gradients(change, ours), gradients(change, petscs)
     assert (found - exact).norm() < 1e-9 * exact.norm()
 
 
 def test_for_the_continuous_adjoint_too() -> None:
     keywords = {"gradient": pfde.Continuous(rtol=1e-9, atol=1e-11)}
     for change in ("attribute", "eval", "p.data", "functional_call"):
-        exact = gradients(change, DOORS["dopri5"], gradient=pfde.Backprop())
-        found = gradients(change, DOORS["dopri5"], **keywords)
+        exact = gradients(change, APIS["dopri5"], gradient=pfde.Backprop())
+        found = gradients(change, APIS["dopri5"], **keywords)
         assert (found - exact).norm() < 1e-2 * exact.norm()  # its own error, of the forward tolerance; 0.3 without
 
 
@@ -211,7 +211,7 @@ def test_a_parameter_frozen_after_the_forward_pass_gets_none() -> None:
     found = []
     for how in (pfde.Backprop(), pfde.Discrete()):
         f, y0 = net(), start()
-        z = DOORS["rk4"](f, y0, gradient=how)[-1]
+        z = APIS["rk4"](f, y0, gradient=how)[-1]
         f.inner.weight.requires_grad_(False)
         z.square().sum().backward()
         assert f.inner.weight.grad is None and not f.inner.weight.requires_grad
@@ -229,7 +229,7 @@ def test_a_hook_acts_once_on_the_whole_gradient(kind, derived) -> None:
         leaf = torch.tensor([0.3, -0.4, 0.5], dtype=D, requires_grad=True)
         p = leaf.exp() if derived else leaf
         p.register_hook(lambda g, calls=calls: (calls.append(1), g.clamp(-0.05, 0.05))[1])
-        y = DOORS["rk4"](lambda t, y, p=p: -p * y, start(), params=[p], gradient=how)
+        y = APIS["rk4"](lambda t, y, p=p: -p * y, start(), params=[p], gradient=how)
         y[-1].square().sum().backward()
         assert len(calls) == 1
         found.append(leaf.grad)
@@ -237,14 +237,14 @@ def test_a_hook_acts_once_on_the_whole_gradient(kind, derived) -> None:
     assert float(found[0].abs().max()) > 0.01
 
 
-@pytest.mark.parametrize(("door", "kind"), pairs(EXPLICIT, GRADIENTS, valid=together))
-def test_buffers_are_afterwards_what_the_forward_pass_left(door, kind) -> None:
+@pytest.mark.parametrize(("api", "kind"), pairs(EXPLICIT, GRADIENTS, valid=together))
+def test_buffers_are_afterwards_what_the_forward_pass_left(api, kind) -> None:
     torch.manual_seed(3)
     f = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
     exact, found = [], []
     for how, out in ((pfde.Backprop(), exact), (GRADIENTS[kind], found)):
         y0 = torch.randn(5, 3, dtype=D, generator=torch.Generator().manual_seed(4)).requires_grad_()
-        z = DOORS[door](lambda t, y: f(y), y0, params=list(f.parameters()), gradient=how)[-1]
+        z = APIS[api](lambda t, y: f(y), y0, params=list(f.parameters()), gradient=how)[-1]
         left = {name: value.clone() for name, value in f.named_buffers()}
         out.extend(torch.autograd.grad(z.square().sum(), [y0, *f.parameters()]))
         assert all(torch.equal(value, left[name]) for name, value in f.named_buffers())
@@ -276,13 +276,13 @@ class Restless(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("door", "gradient", "kind"),
+    ("api", "gradient", "kind"),
     pairs(EXPLICIT, GRADIENTS, ["numpy", "random", "generator", "counter"], valid=together),
 )
-def test_a_function_that_is_not_the_same_at_every_call_is_noticed(door, gradient, kind) -> None:
+def test_a_function_that_is_not_the_same_at_every_call_is_noticed(api, gradient, kind) -> None:
     """With adaptive or implicit steps such a function does not get as far as a gradient."""
     y0 = start()
-    y = DOORS[door](Restless(kind), y0, gradient=GRADIENTS[gradient])
+    y = APIS[api](Restless(kind), y0, gradient=GRADIENTS[gradient])
     with pytest.raises(pfde.ReplayError, match=r"step \d+ of 10.*store='graph'"):
         y[-1].sum().backward()
 
@@ -301,11 +301,11 @@ def number(f):
 
 
 @pytest.mark.parametrize(
-    ("door", "kind", "change"), pairs(DOORS, GRADIENTS, [moving_average, one_entry, number], valid=together)
+    ("api", "kind", "change"), pairs(APIS, GRADIENTS, [moving_average, one_entry, number], valid=together)
 )
-def test_a_change_in_place_is_noticed(door, kind, change) -> None:
+def test_a_change_in_place_is_noticed(api, kind, change) -> None:
     f, y0 = net(), start()
-    y = DOORS[door](f, y0, gradient=GRADIENTS[kind])
+    y = APIS[api](f, y0, gradient=GRADIENTS[kind])
     change(f)
     with pytest.raises(pfde.ReplayError, match="not what it was in the forward pass"):
         y[-1].sum().backward()
@@ -327,7 +327,7 @@ def test_spectral_norm_in_training_is_noticed() -> None:
     with torch.no_grad():  # singular values close to each other: it moves slowly, and for long
         layer.weight.copy_(torch.diag(torch.tensor([1.0, 0.99, 0.98])).roll(1, 0))
     layer = nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=1)
-    y = DOORS["rk4"](lambda t, y: torch.tanh(layer(y)), start(), params=list(layer.parameters()))
+    y = APIS["rk4"](lambda t, y: torch.tanh(layer(y)), start(), params=list(layer.parameters()))
     with pytest.raises(pfde.ReplayError):
         y[-1].sum().backward()
 
@@ -336,16 +336,16 @@ def test_one_row_of_a_large_batch_is_noticed_in_single_precision() -> None:
     """A change of 1e-3 in one of 4096 rows: 4e-6 of the state's norm."""
     torch.manual_seed(0)
     factor = torch.ones(4096, 1)
-    for door in ("rk4", "euler", "pece"):
+    for api in ("rk4", "euler", "pece"):
         y0 = torch.randn(4096, 4, requires_grad=True)
-        y = DOORS[door](lambda t, y: -factor * torch.tanh(y), y0)
+        y = APIS[api](lambda t, y: -factor * torch.tanh(y), y0)
         factor[1234] += 1e-3
         with pytest.raises(pfde.ReplayError):
             y[-1].sum().backward()
 
 
-@pytest.mark.parametrize(("door", "kind", "dtype"), pairs(DOORS, GRADIENTS, [torch.float32, D], valid=together))
-def test_an_equilibrium_is_no_false_alarm(door, kind, dtype) -> None:
+@pytest.mark.parametrize(("api", "kind", "dtype"), pairs(APIS, GRADIENTS, [torch.float32, D], valid=together))
+def test_an_equilibrium_is_no_false_alarm(api, kind, dtype) -> None:
     """There f is nothing but rounding, and stages that are built again differ by rounding."""
     matrix = torch.tensor([[-40.0, 39.9, 0.0], [39.9, -40.0, 0.0], [0.3, 0.3, -1.0]], dtype=dtype)
     rest = torch.tensor([1.0, 1.0, 0.6], dtype=dtype)
@@ -354,6 +354,6 @@ def test_an_equilibrium_is_no_false_alarm(door, kind, dtype) -> None:
         return 0.05 * (y - rest) @ matrix.T
 
     y0 = (rest + torch.tensor([[0.0, 0.0, 0.0], [1e-6, 0.0, 0.0]], dtype=dtype)).requires_grad_()
-    y = DOORS[door](f, y0, gradient=GRADIENTS[kind])
+    y = APIS[api](f, y0, gradient=GRADIENTS[kind])
     (bar,) = torch.autograd.grad(y[-1].sum(), y0)
     assert bool(torch.isfinite(bar).all())

@@ -46,11 +46,11 @@ def start(dtype=torch.float32) -> torch.Tensor:
 def test_under_autocast_func_computes_in_the_lower_precision_and_the_solve_does_not(method) -> None:
     """The gradient is that of what was computed: Backprop's, and the backward pass need not be under autocast."""
     found = []
-    native = method.startswith("petsc:")
+    by_petsc = method.startswith("petsc:")
     for how in (pfde.Backprop(), pfde.Discrete(), pfde.Discrete(store="graph")):
         f, y0 = Net(), start()
         with torch.autocast("cpu", torch.bfloat16):
-            if native:
+            if by_petsc:
                 y = pfde.odeint(f, y0, T, method=method, step_size=0.25)
             else:
                 y = solve(f, y0, method, how)

@@ -21,7 +21,7 @@ def test_no_grad_and_inference_mode(form: str, gradient: str | None) -> None:
         assert torch.equal(y, expected)
 
 
-def test_inference_mode_with_native_methods() -> None:
+def test_inference_mode_with_petscs_methods() -> None:
     with torch.no_grad():
         expected = pfde.odeint(decay, start(), T, method="petsc:rk:5dp", step_size=0.1)
     with torch.inference_mode():

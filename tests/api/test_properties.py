@@ -6,6 +6,7 @@ that matter. The examples are the same in each run; PFDE_PROPERTY_EXAMPLES=2000 
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,8 @@ common = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """What both doors have in common; `moving`: t requires a gradient; `repeated`: a time comes twice."""
+class Case(ABC):
+    """What both APIs have in common; `moving`: t requires a gradient; `repeated`: a time comes twice."""
 
     kind: str
     store: str
@@ -72,9 +73,9 @@ class Case:
         y, more = self.solve(drawn, y0, gradient)
         return derivatives(y, [*(y0 if isinstance(y0, tuple) else (y0,)), *drawn.leaves, *more])
 
+    @abstractmethod
     def solve(self, drawn: Any, y0: Any, gradient: Any) -> tuple[Any, list[torch.Tensor]]:
         """y, and the other inputs that require a gradient."""
-        raise NotImplementedError
 
     def times(self, points: list[float]) -> torch.Tensor:
         """These times as t, one of them twice if so drawn."""

@@ -15,7 +15,7 @@ import pfde
 D = torch.float64
 EPS = 2.0**-52
 ODE = ["dopri5", "rk4", "cn", "esdirk3"]
-DOORS = ["petsc:rk:5dp", "petsc:cn", *ODE, "trapezoid", "gl", "pece"]
+APIS = ["petsc:rk:5dp", "petsc:cn", *ODE, "trapezoid", "gl", "pece"]
 HOW = [
     None,
     pfde.Discrete(store="graph"),
@@ -42,7 +42,7 @@ def start() -> Tensor:
 
 
 def solve(method: str, f: nn.Module, y0: object, t: Tensor, **keywords: object) -> object:
-    """By the door that has the method."""
+    """By the api that has the method."""
     if method in ("trapezoid", "gl", "pece"):
         return pfde.fdeint(f, y0, t, 0.6, method=method, **keywords)
     return pfde.odeint(f, y0, t, method=method, **keywords)
@@ -58,7 +58,7 @@ def gradients(y: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("times", TIMES, ids=str)
-@pytest.mark.parametrize("method", DOORS)
+@pytest.mark.parametrize("method", APIS)
 def test_a_repeated_time_is_one_more_output(method: str, times: list[float]) -> None:
     """Values equal to the bit those at the distinct times; y0's and the parameter's gradients get all rows."""
     f, y0 = Decay(), start()
@@ -128,7 +128,7 @@ def test_the_continuous_adjoint_and_tuple_states() -> None:
         assert bar[1] == bar[2] == 0 or abs(bar[2]) < 1e-5
 
 
-@pytest.mark.parametrize("method", DOORS)
+@pytest.mark.parametrize("method", APIS)
 def test_nothing_moves_in_one_time(method: str) -> None:
     """f is looked at once, as in every solve; y shares no memory with y0; y0 alone may require no gradient."""
     f, y0 = Decay(), start().detach()
@@ -165,7 +165,7 @@ def test_a_step_size_and_repeated_times_go_together() -> None:
 
 
 @pytest.mark.parametrize("times", [[0.0, 1.0], [0.0], [0.0, 0.5, 0.5]], ids=str)
-@pytest.mark.parametrize("method", DOORS)
+@pytest.mark.parametrize("method", APIS)
 def test_an_empty_batch(method: str, times: list[float]) -> None:
     net = nn.Linear(3, 3, dtype=D)
     y0 = torch.zeros(0, 3, dtype=D, requires_grad=True)
@@ -177,7 +177,7 @@ def test_an_empty_batch(method: str, times: list[float]) -> None:
         solve(method, lambda t, y: y[:, :2], y0, torch.tensor(times, dtype=D))
 
 
-@pytest.mark.parametrize("method", DOORS)
+@pytest.mark.parametrize("method", APIS)
 def test_an_empty_part_of_a_tuple(method: str) -> None:
     f, y0 = Decay(), (start(), torch.zeros(0, 3, dtype=D))
 
@@ -221,7 +221,7 @@ def test_a_step_that_falls_below_the_resolution_of_time_says_so() -> None:
         pfde.odeint(lambda t, y: y**2, torch.full((1,), 10.0, dtype=D), t)
 
 
-@pytest.mark.parametrize("method", DOORS)
+@pytest.mark.parametrize("method", APIS)
 @pytest.mark.parametrize(
     ("step_size", "message"),
     [
@@ -239,7 +239,7 @@ def test_step_sizes_that_cannot_be(method: str, step_size: float, message: str) 
         solve(method, Decay(), start(), torch.tensor([0.0, 1.0], dtype=D), step_size=step_size)
 
 
-@pytest.mark.parametrize("method", DOORS)
+@pytest.mark.parametrize("method", APIS)
 def test_a_span_that_overflows(method: str) -> None:
     with pytest.raises(ValueError, match=r"t\[-1\] - t\[0\] must be finite in float64: got t\[0\]=-1.7e\+308"):
         solve(method, Decay(), start(), torch.tensor([-1.7e308, 1.7e308], dtype=D))

@@ -5,7 +5,8 @@ under a hard time limit. Workers:
 
     agreement, ode_solves agreement    every method with a split state against one rank, to 1e-13
     checkpoints                        the same under schedules; faults of one rank's disk
-    faults, ode_solves faults, doors   an error on one rank, or what the ranks do differently, is an error on all
+    faults, ode_solves faults          an error on one rank is an error on all
+    disagreement                       so is what the ranks do differently
     data_parallel                      raise_together around a step of training
     leaks                              nothing is left of solves with a shared state
 """
@@ -25,7 +26,7 @@ SAYS = {
     "checkpoints": "as one",
     "ode_solves agreement": "as one",
     "ode_solves faults": " faults survived",
-    "doors": "refused together",
+    "disagreement": "refused together",
 }
 
 pytestmark = [pytest.mark.mpi, needs_mpiexec]
@@ -59,7 +60,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert " " not in str(tmp_path)
     said = run(2, "leaks euler", "leaks trapezoid", "agreement even", "faults euler", "faults pece", "data_parallel")
     assert len(said["agreement even"].split()) == 3
-    again = run(2, "agreement even", "ode_solves agreement", "ode_solves faults", f"doors {tmp_path}")
+    again = run(2, "agreement even", "ode_solves agreement", "ode_solves faults", f"disagreement {tmp_path}")
     assert again["agreement even"] == said["agreement even"]
 
 

@@ -247,7 +247,7 @@ def test_settings_of_the_continuous_adjoint_are_checked_before_the_solve(
         ({"step_size": 0.3}, ValueError, "step_size"),
     ],
 )
-def test_native_methods(keywords: dict, error: type[Exception], message: str) -> None:
+def test_petscs_methods(keywords: dict, error: type[Exception], message: str) -> None:
     keywords = {"t": T, "method": "petsc:rk:5dp"} | keywords
     with pytest.raises(error, match=message):
         pfde.odeint(decay, start(), **keywords)

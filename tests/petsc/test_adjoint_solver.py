@@ -185,9 +185,9 @@ def test_fast_and_slow_reactions_are_no_error(method, form):
     ],
     ids=str,
 )
-def test_the_petsc_door(options):
+def test_the_petsc_api(options):
     """The gradient of u_0(T) in u(0) of a linear equation by `adjoint_solve`, against a matrix power."""
-    database, prefix = PETSc.Options(), "adjointdoor_"
+    database, prefix = PETSc.Options(), "adjointapi_"
     for name, value in options.items():
         database[prefix + name] = value
     J = PETSc.Mat().createAIJ((3, 3), nnz=3, comm=PETSc.COMM_SELF)

@@ -1,4 +1,4 @@
-"""The PETSc door: a PETSc program by options alone, and PETSc's run-time options on a torch model."""
+"""The PETSc API: a PETSc program by options alone, and PETSc's run-time options on a torch model."""
 
 import functools
 import json
@@ -76,8 +76,8 @@ def assert_same(result, expected, rtol):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_petsc_program_gets_the_torch_doors_gradient(method):
-    """Same equation, same scheme, other door: callbacks and assembled Jacobians against autograd's products."""
+def test_a_petsc_program_gets_the_torch_apis_gradient(method):
+    """Same equation, same scheme, other API: callbacks and assembled Jacobians against autograd's products."""
     assert_same(all_methods()[method], torch_reaction(method, 0.6), rtol=1e-10)
 
 
@@ -99,7 +99,7 @@ def test_options_alone_choose_the_scheme():
 
 
 def test_a_compressed_history_and_snapshots_are_options_too():
-    """At a tolerance that is seen in the gradient: it is that of the same compressed scheme behind the other door."""
+    """At a tolerance that is seen in the gradient: it is that of the same compressed scheme behind the other API."""
     methods = ["euler", "pece", "trapezoid", "gl"]
     options = "-fde_alpha", "0.6", "-methods", ",".join(methods), "-fde_tolerance", "1e-2", "-fde_snapshots", "1"
     results = reaction(1, *options)

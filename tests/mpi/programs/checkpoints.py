@@ -18,6 +18,7 @@ from pathlib import Path
 
 import abort_all  # noqa: F401
 import torch
+from faults_of_one import Faults
 from mpi4py import MPI
 from torch import Tensor, nn
 
@@ -87,6 +88,7 @@ def same(what: str, got: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def nothing_left(what: str) -> None:
+    comm.barrier()  # nobody looks before all have come so far,
     left = os.listdir(folder)
     comm.barrier()  # and nobody goes on to make files before all have looked
     assert left == [], f"rank {rank}: {what} left {left}"
@@ -102,28 +104,7 @@ def agree(schedules: list[object], methods: list[str]) -> None:
         check(f"{method}, alpha_bar", comm.allreduce(reference[4]), whole[4])
         for schedule in schedules:
             same(f"{method}, {schedule}", solve(schedule, method=method, comm=comm), reference)
-            comm.barrier()
             nothing_left(f"{method}, {schedule}")
-
-
-@contextmanager
-def fault(what: str, own: type[BaseException], message: str = "") -> Iterator[None]:
-    """The body raises `own` on the culprit and PeerError, which names it, elsewhere; nothing stays, and all goes on."""
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as caught:
-        error = caught
-    if guilty:
-        assert isinstance(error, own) and message in str(error), f"{what}: rank {rank} got {error!r}"
-    else:
-        assert isinstance(error, pfde.PeerError), f"{what}: rank {rank} got {error!r}"
-        assert f"rank {culprit} of {size} raised {own.__name__}" in str(error), f"{what}: rank {rank} got {error!r}"
-    error = None
-    comm.barrier()
-    nothing_left(what)
-    same(f"after {what}", solve(on_disk, comm=comm), expected)
-    comm.barrier()
 
 
 @contextmanager
@@ -159,6 +140,8 @@ elif mode == "uneven":
         raise AssertionError("no error for too little memory")
 else:
     expected = solve(None, comm=comm)
+    fault = Faults(comm, lambda: solve(on_disk, comm=comm), nothing_left)
+    same("a schedule on disk", fault.expected, expected)
     full = "No space left on device; free space there"
     with (
         fault("a folder that cannot be made", pfde.SnapshotError, "could not be written to"),

@@ -4,11 +4,11 @@ usage: faults.py METHOD
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import abort_all  # noqa: F401
 import torch
+from faults_of_one import Faults
 from mpi4py import MPI
 from torch import Tensor, nn
 
@@ -76,35 +76,7 @@ def healthy() -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y.square().sum(), (y0, f.a))]
 
 
-expected = healthy()
-done = 0
-
-
-@contextmanager
-def fault(
-    name: str, own: type[BaseException] | BaseException, message: str = "", everywhere: bool = False
-) -> Iterator[None]:
-    """The body raises `own` on the culprit (or everywhere), PeerError naming it elsewhere; then a solve works."""
-    global done
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as caught:
-        error = caught
-    if guilty or everywhere:
-        if isinstance(own, BaseException):
-            assert error is own, f"{name}: rank {rank} got {error!r}"
-        else:
-            assert isinstance(error, own), f"{name}: rank {rank} got {error!r}"
-            assert message in str(error), f"{name}: rank {rank} got {error!r}"
-    else:
-        assert isinstance(error, pfde.PeerError), f"{name}: rank {rank} got {error!r}"
-        kind = type(own).__name__ if isinstance(own, BaseException) else own.__name__
-        assert f"rank {culprit} of {size} raised {kind}" in str(error), f"{name}: rank {rank} got {error!r}"
-    error = None
-    assert all(map(torch.equal, healthy(), expected)), f"{name}: the next solve differs"
-    done += 1
-
+fault = Faults(comm, healthy)
 
 # -- an exception in f, at the first evaluation, midway and late, forward and backward --------------------------------
 
@@ -230,6 +202,6 @@ if implicit:
 if implicit:
     solve(lambda t, y: -y if guilty else y * 0)
 
-assert all(count == done for count in comm.allgather(done))
+survived = fault.counted()
 if rank == 0:
-    print(f"{done} faults survived")
+    print(survived)

@@ -4,11 +4,11 @@ usage: ode_solves.py agreement|faults
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import abort_all  # noqa: F401
 import torch
+from faults_of_one import Faults
 from mpi4py import MPI
 from torch import Tensor, nn
 
@@ -104,39 +104,6 @@ def agreement() -> None:
         print("as one")
 
 
-done = 0
-
-
-@contextmanager
-def fault(
-    name: str, own: type[BaseException] | BaseException, message: str = "", everywhere: bool = False
-) -> Iterator[None]:
-    """The body raises `own` on the culprit (or everywhere), PeerError naming it elsewhere; then a solve works."""
-    global done
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as caught:
-        error = caught
-    if guilty or everywhere:
-        if isinstance(own, BaseException):
-            assert error is own, f"{name}: rank {rank} got {error!r}"
-        else:
-            assert isinstance(error, own), f"{name}: rank {rank} got {error!r}"
-            assert message in str(error), f"{name}: rank {rank} got {error!r}"
-    else:
-        assert isinstance(error, pfde.PeerError), f"{name}: rank {rank} got {error!r}"
-        kind = type(own).__name__ if isinstance(own, BaseException) else own.__name__
-        assert f"rank {size - 1} of {size} raised {kind}" in str(error), f"{name}: rank {rank} got {error!r}"
-    error = None
-    again, _ = run(MINE, "dopri5", comm=comm)
-    assert all(map(torch.equal, again, EXPECTED)), f"{name}: the next solve differs"
-    done += 1
-
-
-EXPECTED: list[Tensor] = []
-
-
 def solve(f: Callable, form: str, t: Tensor = T, **keywords: object) -> Tensor:
     func = pfde.Split(f, lambda t, y: -0.5 * y) if form == "ark2" else f
     y0 = torch.ones(3, dtype=D).requires_grad_()
@@ -144,8 +111,7 @@ def solve(f: Callable, form: str, t: Tensor = T, **keywords: object) -> Tensor:
 
 
 def faults() -> None:
-    global EXPECTED
-    EXPECTED, _ = run(MINE, "dopri5", comm=comm)
+    fault = Faults(comm, lambda: run(MINE, "dopri5", comm=comm)[0])
     boom, ctrl_c = ValueError("boom"), KeyboardInterrupt("ctrl-c")
     nan = float("nan")
     for form in ("dopri5", "cn", "sdirk4", "ark2"):
@@ -234,9 +200,9 @@ def faults() -> None:
     y = solve(lambda t, y: -y, "dopri5")
     with fault("double backward", RuntimeError, "double backward", everywhere=True):
         y.sum().backward(create_graph=True)
-    assert all(count == done for count in comm.allgather(done))
+    survived = fault.counted()
     if rank == 0:
-        print(f"{done} faults survived")
+        print(survived)
 
 
 {"agreement": agreement, "faults": faults}[sys.argv[1]]()

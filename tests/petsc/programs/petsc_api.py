@@ -1,4 +1,4 @@
-"""Runs of the PETSc door that need a process of their own, started by test_petsc_door: `help`, or `ranks`."""
+"""Runs of the PETSc API that need a process of their own, started by test_petsc_api: `help`, or `ranks`."""
 
 import sys
 import weakref

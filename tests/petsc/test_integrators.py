@@ -10,8 +10,8 @@ from petsc4py import PETSc
 
 from pfde.petsc import problem as module
 from pfde.system.layout import StateLayout
-from support.native import DOUBLE, STEP, TIMES, Model, difference, gradient, inputs, loss, new_stats, solve
-from support.native_steps import ARKIMEX, BY_HAND, RK, allowed, by_hand
+from support.integrator_steps import ARKIMEX, BY_HAND, RK, allowed, by_hand
+from support.integrators import DOUBLE, STEP, TIMES, Model, difference, gradient, inputs, loss, new_stats, solve
 
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["increasing", "decreasing"])

@@ -1,4 +1,4 @@
-"""The PETSc door says what it does not do; and which PETSc options a stage can be solved with, at every door.
+"""The PETSc API says what it does not do; and which PETSc options a stage can be solved with, at every API.
 
 A TS is made in this process, and PETSc's options are put into its database, as from the command line.
 """
@@ -21,7 +21,7 @@ import pfde
 from pfde.ts import FractionalTS, adjoint_solve
 from support.launch import launch, needs_mpiexec
 
-DOOR = Path(__file__).parent / "programs" / "door.py"
+PROGRAM = Path(__file__).parent / "programs" / "petsc_api.py"
 ALPHA = 0.6
 
 
@@ -99,7 +99,7 @@ def refusal(ts, u):
 
 
 def expected(method):
-    """u(1) from the torch door; the equation is linear, so that du(1)/du(0) is the same number."""
+    """u(1) from the torch API; the equation is linear, so that du(1)/du(0) is the same number."""
     y = pfde.fdeint(lambda t, y: -y, torch.ones(1).double(), torch.linspace(0, 1, 11).double(), ALPHA, method=method)
     return y[-1].item()
 
@@ -213,9 +213,9 @@ def test_petsc_writes_no_trajectory(how, tmp_path, monkeypatch):
     with command_line(**{"ts_save_trajectory": ""} if how == "option" else {}):
         if how == "call":
             ts.setSaveTrajectory()
-        value = expected("trapezoid")  # an option of the program reaches the torch door's TS too
-        wanted = torch_door("petsc:cn", options_prefix="mine_")
-        assert all(map(torch.equal, torch_door("petsc:cn"), wanted))
+        value = expected("trapezoid")  # an option of the program reaches the torch API's TS too
+        wanted = by_torch("petsc:cn", options_prefix="mine_")
+        assert all(map(torch.equal, by_torch("petsc:cn"), wanted))
         with torch.no_grad():
             pfde.odeint(lambda t, y: -y, torch.ones(2), torch.linspace(0, 1, 5), method="petsc:rk:4", step_size=0.25)
         assert solve(ts, u) == pytest.approx((value, value), rel=1e-12)
@@ -346,13 +346,13 @@ def test_the_jacobian_may_come_after_the_forward_pass():
     assert bar.array_r[0] == pytest.approx(expected("euler"), rel=1e-12)
 
 
-# -- the torch doors -----------------------------------------------------------------------------------------------
+# -- the torch APIs -----------------------------------------------------------------------------------------------
 
 SIZE = 20  # beyond the size at which the Newton matrix is assembled unasked
 COUPLING = torch.linspace(-1, 1, SIZE * SIZE).double().reshape(SIZE, SIZE).sin() / 5
 
 
-def torch_door(method, options=None, **keywords):
+def by_torch(method, options=None, **keywords):
     """(y(1), d|y(1)|^2/d(y0, p))."""
     p = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
     y0 = torch.linspace(0.5, 1.5, SIZE).double().requires_grad_()
@@ -384,22 +384,22 @@ REFUSED = {
 def test_solvers_that_would_not_solve_a_stage_are_refused(method, name, value):
     words = REFUSED[name, value]
     with pytest.raises(ValueError, match=f"^PETSc option -.*{words}"):
-        torch_door(method, {name: value})
+        by_torch(method, {name: value})
     with command_line(**{name: value}), pytest.raises(ValueError, match=f"^PETSc option -{name}.*{words}"):
-        torch_door(method)
+        by_torch(method)
 
 
 def test_a_prefix_keeps_out_of_the_way_of_other_solvers():
     with command_line(pc_type="gamg", snes_type="fas", snes_mf_operator=""):
         for method in ("trapezoid", "petsc:cn"):
-            torch_door(method, options_prefix="mine_")
-        torch_door("rk4")  # has no stages to solve
+            by_torch(method, options_prefix="mine_")
+        by_torch("rk4")  # has no stages to solve
 
 
 def test_a_dense_newton_matrix_takes_no_other_preconditioner_and_backprop_asks_too():
     for keywords in ({"gradient": pfde.Backprop()}, {}):
         with pytest.raises(ValueError, match=ENTRIES):
-            torch_door("trapezoid", {"fde_jacobian": "dense", "pc_type": "lu"}, **keywords)
+            by_torch("trapezoid", {"fde_jacobian": "dense", "pc_type": "lu"}, **keywords)
 
 
 @pytest.mark.parametrize("method", ["trapezoid", "cn", "petsc:cn"])
@@ -413,29 +413,29 @@ def test_a_dense_newton_matrix_takes_no_other_preconditioner_and_backprop_asks_t
 )
 def test_solvers_that_are_taken_give_the_value_and_the_gradient(method, options):
     """A stage's tolerance is that of the default: 1e-10 is far above it, and far below one iteration too few."""
-    for got, wanted in zip(torch_door(method, options), torch_door(method), strict=True):
+    for got, wanted in zip(by_torch(method, options), by_torch(method), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["trapezoid", "rk4", "cn", "petsc:cn", "petsc:rk:4"])
 def test_no_step_control_is_what_fixed_steps_have(method):
     fixed = {"step_size": 0.25} if method == "petsc:rk:4" else {}
-    wanted = torch_door(method, **fixed)
+    wanted = by_torch(method, **fixed)
     for options in ({"ts_adapt_type": "none"}, None):
         with command_line(**{} if options else {"ts_adapt_type": "none"}):
-            for got, value in zip(torch_door(method, options, **fixed), wanted, strict=True):
+            for got, value in zip(by_torch(method, options, **fixed), wanted, strict=True):
                 assert torch.equal(got, value)
     with pytest.raises(ValueError, match="ts_adapt_type does not apply here"):
-        torch_door(method, {"ts_adapt_type": "basic"}, **fixed)
+        by_torch(method, {"ts_adapt_type": "basic"}, **fixed)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "petsc:rk:5dp"])
 def test_no_step_control_is_not_for_adaptive_steps(method):
     with command_line(ts_adapt_type="none"):
         with pytest.raises(ValueError, match=r"-ts_adapt_type none asks for fixed steps.*: pass step_size, or give"):
-            torch_door(method)
-        torch_door(method, step_size=0.25)
-        torch_door(method, options_prefix="mine_")
+            by_torch(method)
+        by_torch(method, step_size=0.25)
+        by_torch(method, options_prefix="mine_")
 
 
 @pytest.mark.parametrize("option", ["ts_time_step", "ts_final_time", "ts_run_steps", "ts_time_span"])
@@ -443,7 +443,7 @@ def test_new_names_of_what_the_arguments_decide_are_refused(option):
     """-ts_time_step is PETSc's new name of -ts_dt: it would be read, and then overwritten."""
     for method in ("trapezoid", "petsc:cn"):
         with pytest.raises(ValueError, match=f"{option} does not apply here"):
-            torch_door(method, {option: "1"})
+            by_torch(method, {option: "1"})
 
 
 # -- programs ------------------------------------------------------------------------------------------------------
@@ -453,7 +453,7 @@ def test_help_lists_the_options_of_pfde_once():
     """In PETSc's form, for two TS and two torch models."""
     options = ["-help", "-fde_alpha", "0.25", "-ts_python_type", "pfde.ts.FractionalTS", "-ts_type", "python"]
     result = subprocess.run(
-        [sys.executable, str(DOOR), "help", *options],
+        [sys.executable, str(PROGRAM), "help", *options],
         capture_output=True,
         text=True,
         timeout=120,
@@ -471,5 +471,5 @@ def test_help_lists_the_options_of_pfde_once():
 @needs_mpiexec
 def test_two_ranks_leave_nothing_and_fail_together():
     """Contexts of destroyed and of dropped TS, explicit and implicit; a callback that raises on one rank only."""
-    out = launch(2, DOOR, "ranks").splitlines()
+    out = launch(2, PROGRAM, "ranks").splitlines()
     assert sorted(out) == ["0 alive 0", "0 raised RuntimeError: on one rank", "1 alive 0", "1 raised PeerError"]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 
-from support.native import DOUBLE, STEP
+from support.integrators import DOUBLE, STEP
 
 # The same steps by hand
 

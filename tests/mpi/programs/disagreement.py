@@ -1,6 +1,6 @@
-"""Worker: what the ranks do differently at the doors, and in the backward pass, is an error on all of them.
+"""Worker: what the ranks do differently at an API, and in the backward pass, is an error on all of them.
 
-usage: doors.py DIRECTORY
+usage: disagreement.py DIRECTORY
 """
 
 import sys
@@ -39,7 +39,7 @@ def plain(t: Tensor, y: Tensor) -> Tensor:
     return -y
 
 
-DOORS: dict[str, Callable[..., Tensor]] = {
+APIS: dict[str, Callable[..., Tensor]] = {
     "fdeint": lambda f, y0, **k: pfde.fdeint(f, y0, T, 0.7, method="pece", comm=comm, **k),
     "fdeint, implicit": lambda f, y0, **k: pfde.fdeint(f, y0, T, 0.7, comm=comm, **k),
     "odeint": lambda f, y0, **k: pfde.odeint(f, y0, T, method="rk4", comm=comm, **k),
@@ -71,27 +71,27 @@ def on_one(error: BaseException | None, kind: type[BaseException], words: str, w
 
 # -- another function on another rank ---------------------------------------------------------------------------------
 
-names = list(DOORS)
+names = list(APIS)
 for i, one in enumerate(names):
     other = names[(i + 1) % len(names)] if one != "solve" else "odeint"
     mine = other if guilty else one
-    error = raised(lambda mine=mine: DOORS[mine](Field(), start()))
+    error = raised(lambda mine=mine: APIS[mine](Field(), start()))
     differ = "method" if {one, other} == {"fdeint", "fdeint, implicit"} else "the function called"
     everywhere(error, f"{differ} must be the same on every rank of comm", f"{one}, {other}")
-error = raised(lambda: DOORS["petsc" if guilty else "odeint"](Field(), start()))
+error = raised(lambda: APIS["petsc" if guilty else "odeint"](Field(), start()))
 everywhere(error, "method must be the same", "odeint, petsc")
 
 # -- a directory for each rank -----------------------------------------------------------------------------------------
 
 folder = Path(sys.argv[1]) / str(rank)
 folder.mkdir()
-for door in ("odeint", "solve, ordinary", "fdeint"):
+for api in ("odeint", "solve, ordinary", "fdeint"):
     bars = []
     for schedule in (pfde.Revolve(1, on_disk=1, directory=folder), None):
         f, y0 = Field(), start()
-        y = DOORS[door](f, y0, gradient=pfde.Discrete(schedule=schedule))
+        y = APIS[api](f, y0, gradient=pfde.Discrete(schedule=schedule))
         bars.append(torch.autograd.grad(y.square().sum(), (y0, f.a)))
-    assert all(map(torch.equal, *bars)), door
+    assert all(map(torch.equal, *bars)), api
     assert not list(folder.iterdir())
 
 # -- NaN in the backward pass of one rank ------------------------------------------------------------------------------
@@ -113,21 +113,21 @@ def bad(t: Tensor, y: Tensor) -> Tensor:
     return -Bad.apply(y)
 
 
-for door in ("fdeint", "odeint", "petsc"):
+for api in ("fdeint", "odeint", "petsc"):
     f, y0 = Field(), start()
-    y = DOORS[door](f, y0)
+    y = APIS[api](f, y0)
     error = raised(lambda y=y: (y[-1] * (float("nan") if guilty else 1.0)).sum().backward())
-    on_one(error, pfde.NonFiniteError, "the gradient of a state shared by ranks is NaN", door)
+    on_one(error, pfde.NonFiniteError, "the gradient of a state shared by ranks is NaN", api)
     assert y0.grad is None
-    error = raised(lambda door=door: DOORS[door](bad, start()).sum().backward())
-    on_one(error, pfde.NonFiniteError, "the gradient of a state shared by ranks is NaN", f"{door}, product")
+    error = raised(lambda api=api: APIS[api](bad, start()).sum().backward())
+    on_one(error, pfde.NonFiniteError, "the gradient of a state shared by ranks is NaN", f"{api}, product")
 
 # -- gradients that are wanted on one rank -----------------------------------------------------------------------------
 
-for door in ("fdeint", "fdeint, implicit", "odeint", "petsc"):
+for api in ("fdeint", "fdeint, implicit", "odeint", "petsc"):
     for f in (plain, Field()):
-        error = raised(lambda door=door, f=f: DOORS[door](f, start(guilty)))
-        everywhere(error, "or a parameter requires a gradient must be the same on every rank", door)
+        error = raised(lambda api=api, f=f: APIS[api](f, start(guilty)))
+        everywhere(error, "or a parameter requires a gradient must be the same on every rank", api)
 
 # -- options of PETSc's integrators ------------------------------------------------------------------------------------
 
@@ -172,15 +172,15 @@ class Diffusion(nn.Module):
         return rate * (whole[2:] - 2 * y + whole[:-2])
 
 
-for door in ("fdeint", "fdeint, implicit", "odeint", "solve, ordinary"):
+for api in ("fdeint", "fdeint, implicit", "odeint", "solve, ordinary"):
     f, y0 = Diffusion(), start()
-    DOORS[door](f, y0).sum().backward()
+    APIS[api](f, y0).sum().backward()
     total = f.calls
     for k in (1, total // 2, total):
         f = Diffusion()
         f.fails_at = k if guilty else 0
-        error = raised(lambda door=door, f=f: DOORS[door](f, start()).sum().backward())
-        on_one(error, ArithmeticError, "boom", f"{door}, call {k} of {total}")
+        error = raised(lambda api=api, f=f: APIS[api](f, start()).sum().backward())
+        on_one(error, ArithmeticError, "boom", f"{api}, call {k} of {total}")
 
 assert comm.allreduce(1) == size
 if rank == 0:

@@ -12,7 +12,8 @@ import pfde
 from pfde import ConvergenceError, NonFiniteError
 from pfde.petsc.setting import _TYPES, parse_method
 from pfde.system.layout import StateLayout
-from support.native import (
+from support.integrator_steps import ARKIMEX, RK
+from support.integrators import (
     DOUBLE,
     LAYOUT,
     STEP,
@@ -22,7 +23,6 @@ from support.native import (
     new_stats,
     solve,
 )
-from support.native_steps import ARKIMEX, RK
 
 
 def test_parameters_changed_in_place_and_double_backward_are_refused():
