@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from .dual import differentiate
 from .grid import Grid, Orders
 from .history import Bounded, Convolution, Exact, History
 from .history.base import Compression
@@ -299,23 +299,11 @@ def interval_weights(scheme: Scheme, rules: Sequence[Quadrature], alpha: Tensor)
 
 
 def derive(function: Callable[[Tensor], Weights | Tensor], alpha: Tensor, order: int) -> Any:
-    """function(alpha), float64 without graph, or with order 1 its derivative along (1, ..., 1), by forward mode."""
-    if not order:
-        with torch.no_grad():
-            return function(alpha)
-    # Not inside the forward of an autograd.Function, where torch ignores tangents.
-    with torch.no_grad(), forward_ad.dual_level():
-        dual = forward_ad.make_dual(alpha.clone(), torch.ones_like(alpha))  # type: ignore[no-untyped-call]
-        value = function(dual)
-        if isinstance(value, Weights):
-            start = None if value.start is None else _tangent(value.start)
-            return Weights(_tangent(value.kernel), start, _tangent(value.local))
-        return _tangent(value)
-
-
-def _tangent(dual: Tensor) -> Tensor:
-    value, tangent = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
-    return torch.zeros_like(value) if tangent is None else tangent
+    """function(alpha), float64 without graph, or with order 1 its derivative along (1, ..., 1)."""
+    if order:
+        return differentiate(function, alpha)
+    with torch.no_grad():
+        return function(alpha)
 
 
 _KEPT_NUMBERS = 2**16  # what is small and used again, a fixed order in a training loop, is kept between solves

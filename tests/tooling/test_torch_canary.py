@@ -134,6 +134,25 @@ def count_of_nodes() -> None:
     assert leaf.variable is x, "a leaf's node has the leaf as .variable"
 
 
+@canary("torch._C.DisableTorchFunctionSubclass")
+def own_rules() -> None:
+    """Within it a subclass is the plain tensor that it is, and as_subclass makes no copy."""
+
+    class Own(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args), func
+
+    x = torch.ones(2)
+    own = x.as_subclass(Own)
+    assert own[0].__class__ is tuple and own.shape[1].__self__.__name__ == "shape"
+    result, func = own + 1
+    assert type(result) is torch.Tensor and func.__name__ == "add"
+    with torch._C.DisableTorchFunctionSubclass():
+        assert own.data_ptr() == x.data_ptr() and type(own.as_subclass(torch.Tensor)) is torch.Tensor
+
+
 @canary("torch._foreach_add_")
 def sums_of_lists() -> None:
     """It adds the second list to the first in place, tensor by tensor, of any shapes and dtypes."""
