@@ -2,8 +2,8 @@
 
 The error is the 2-norm over the times 0.5, 0.6, ..., 1 (at one time alone it may happen to change sign) on N, 2N, 4N
 steps; the observed order is log2 of the last ratio and must be within 0.2 of theory. Terms of the next order bend the
-observed one by about their ratio, h^(1 - alpha) or so: hence the 0.2, and alphas at which no two orders meet. The
-problems of one test are components of one state, each with an order of its own.
+observed one by about their ratio, h^(1 - alpha) or so: hence the 0.2, and alphas at which no two orders meet. All
+problems are components of one state, each with an order of its own, none in the f of another (`fde_jacobian`).
 
 Orders (Diethelm, Ford, Freed 2004, doi:10.1023/B:NUMA.0000027736.85078.be; Jin, Lazarov, Zhou 2016,
 doi:10.1093/imanum/dru063; Jin, Li, Zhou 2017, doi:10.1137/17M1118816; Lubich 1986, doi:10.1137/0517050), in Y's
@@ -17,6 +17,7 @@ regularity:
 """
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import mpmath
@@ -62,7 +63,8 @@ def gamma(x):
 
 
 def solve(method, f, y0, steps, alpha=ALPHA, params=None):
-    return pfde.fdeint(f, y0, TIMES, alpha, method=method, step_size=1 / steps, params=params)[1:]
+    options = {"fde_jacobian": "blocks"} if METHODS[method].implicit else None
+    return pfde.fdeint(f, y0, TIMES, alpha, method=method, step_size=1 / steps, params=params, options=options)[1:]
 
 
 def check(errors, expected, what):
@@ -73,12 +75,7 @@ def check(errors, expected, what):
     assert abs(observed[-1] - expected) <= 0.2, f"{what}: expected {expected:.2f}, observed {rates}; errors {sizes}"
 
 
-def check_against(exact, method, f, y0, solution):
-    """exact: (times, components), component i of order ALPHA[i]."""
-    with torch.no_grad():
-        errors = [solve(method, f, y0, steps) - exact for steps in GRIDS]
-    for i, alpha in enumerate(ALPHA.tolist()):
-        check([e[:, i] for e in errors], theory(method, alpha, solution), f"{method}, alpha={alpha}, {solution}")
+# -- problems: f, y(0), and y at the times, None where it is not known; for each of the orders ALPHA ------------------
 
 
 def forced(powers, factors):
@@ -91,31 +88,58 @@ def forced(powers, factors):
     def f(t, y):
         return solution(t) - y + (factors * rate * t ** (powers - ALPHA)).sum(0)
 
-    return f, torch.stack([solution(t) for t in TIMES[1:]])
+    return f, 1.0, solution
 
 
-@every_method
-def test_order_on_a_smooth_solution_of_a_non_autonomous_equation(method):
-    powers = torch.tensor([[2.0], [3.0]], dtype=torch.float64).expand(2, 2)
-    f, exact = forced(powers, torch.ones(2, 1, dtype=torch.float64))
-    check_against(exact, method, f, torch.ones(2, dtype=torch.float64), "smooth")
+def diethelm():
+    """f = 40320/Gamma(9-a) t^(8-a) - 3 Gamma(5+a/2)/Gamma(5-a/2) t^(4-a/2) + 9/4 Gamma(a+1) + (3/2 t^(a/2) - t^4)^3
+    - y^(3/2), y(0) = 0 (Diethelm, Ford, Freed 2004, section 5); |y| for y, which may round below 0 near t = 0."""
+    a = ALPHA
+    high = 40320 / gamma(9 - a)
+    low = 3 * gamma(5 + a / 2) / gamma(5 - a / 2)
+
+    def f(t, y):
+        smooth = high * t ** (8 - a) - low * t ** (4 - a / 2) + 9 / 4 * gamma(a + 1)
+        return smooth + (1.5 * t ** (a / 2) - t**4) ** 3 - y.abs() ** 1.5
+
+    return f, 0.0, lambda t: t**8 - 3 * t ** (4 + a / 2) + 9 / 4 * t**a
 
 
-@every_method
-def test_order_on_a_singular_solution_of_a_non_autonomous_equation(method):
-    f, exact = forced(torch.stack([ALPHA, 2 * ALPHA]), torch.tensor([[1.0], [0.25]], dtype=torch.float64))
-    check_against(exact, method, f, torch.ones(2, dtype=torch.float64), "singular")
+PROBLEMS = {
+    "smooth": forced(
+        torch.tensor([[2.0], [3.0]], dtype=torch.float64).expand(2, 2), torch.ones(2, 1, dtype=torch.float64)
+    ),
+    "singular": forced(torch.stack([ALPHA, 2 * ALPHA]), torch.tensor([[1.0], [0.25]], dtype=torch.float64)),
+    "Diethelm": diethelm(),
+    "logistic": (lambda t, y: y * (1 - y / 2), 0.5, None),
+}
 
 
-@every_method
-def test_order_on_a_singular_solution_of_an_autonomous_nonlinear_equation(method):
-    """No solution is known: the errors are those of successive grids against each other."""
-    start = torch.full((2,), 0.5, dtype=torch.float64)
+@cache
+def solutions(method):
+    """Of each problem, (times, orders), on each grid."""
+    names = list(PROBLEMS)
+    y0 = torch.tensor([PROBLEMS[name][1] for name in names], dtype=torch.float64).repeat_interleave(2)
+
+    def f(t, y):
+        return torch.cat([PROBLEMS[name][0](t, y[2 * k : 2 * k + 2]) for k, name in enumerate(names)])
+
     with torch.no_grad():
-        y = [solve(method, lambda t, y: y * (1 - y / 2), start, steps) for steps in (*GRIDS, 2 * GRIDS[-1])]
+        found = [solve(method, f, y0, steps, ALPHA.repeat(len(names))) for steps in GRIDS]
+    return {name: [y[:, 2 * k : 2 * k + 2] for y in found] for k, name in enumerate(names)}
+
+
+@every_method
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_order(method, problem):
+    """Where no solution is known, the errors are those of successive grids against each other."""
+    y, exact = solutions(method)[problem], PROBLEMS[problem][2]
+    if exact is None:
+        errors = [a - b for a, b in pairwise(y)]
+    else:
+        errors = [x - torch.stack([exact(t) for t in TIMES[1:]]) for x in y]
     for i, alpha in enumerate(ALPHA.tolist()):
-        what = f"{method}, alpha={alpha}, logistic"
-        check([(a - b)[:, i] for a, b in pairwise(y)], theory(method, alpha, "logistic"), what)
+        check([e[:, i] for e in errors], theory(method, alpha, problem), f"{method}, alpha={alpha}, {problem}")
 
 
 @every_method
@@ -148,19 +172,3 @@ def test_relaxation_and_its_derivatives_converge_to_mittag_leffler(method):
             if what == "dy/dalpha" and method in ("pece", "trapezoid"):
                 expected -= math.log2(math.log(320) / math.log(160))
             check([e[k, :, i] for e in errors], expected, f"{method}, alpha={alpha}, {what}")
-
-
-@every_method
-def test_order_on_the_nonlinear_problem_of_diethelm(method):
-    """f = 40320/Gamma(9-a) t^(8-a) - 3 Gamma(5+a/2)/Gamma(5-a/2) t^(4-a/2) + 9/4 Gamma(a+1) + (3/2 t^(a/2) - t^4)^3
-    - y^(3/2), y(0) = 0 (Diethelm, Ford, Freed 2004, section 5); |y| for y, which may round below 0 near t = 0."""
-    a = ALPHA
-    high = 40320 / gamma(9 - a)
-    low = 3 * gamma(5 + a / 2) / gamma(5 - a / 2)
-
-    def f(t, y):
-        smooth = high * t ** (8 - a) - low * t ** (4 - a / 2) + 9 / 4 * gamma(a + 1)
-        return smooth + (1.5 * t ** (a / 2) - t**4) ** 3 - y.abs() ** 1.5
-
-    exact = torch.stack([t**8 - 3 * t ** (4 + a / 2) + 9 / 4 * t**a for t in TIMES[1:]])
-    check_against(exact, method, f, torch.zeros(2, dtype=torch.float64), "Diethelm")
