@@ -81,7 +81,8 @@ def test_against_torchdiffeq(method: str) -> None:
     keywords = {"options": {"step_size": 0.01}} if method in ("euler", "midpoint", "rk4") else {}
     results = []
     for module in (pfde, torchdiffeq):
-        y = module.odeint(f, y0, t, rtol=1e-9, atol=1e-11, method=method, **keywords)
+        rtol = 1e-8 if method == "bosh3" else 1e-9  # of order 3, it would take a thousand steps
+        y = module.odeint(f, y0, t, rtol=rtol, atol=rtol / 100, method=method, **keywords)
         results.append((y.detach(), torch.autograd.grad(y.square().sum(), f.A)[0]))
     if keywords:
         for a, b in zip(*results, strict=True):
