@@ -75,6 +75,8 @@ class Solve:
         self.alpha = torch.tensor(alpha, dtype=torch.float64, requires_grad=True)
         if isinstance(history, str):
             history = HISTORIES[history]
+        if METHODS[method].implicit:
+            keywords = {"options": {"fde_jacobian": "blocks"}} | keywords  # no component is in the f of another
         solution = pfde.solve(
             self.f, self.y0, t, self.alpha, method=method, history=history, gradient=gradient, **keywords
         )

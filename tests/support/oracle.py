@@ -4,11 +4,12 @@ It shares nothing with pfde. Every scheme is written down in its matrix form (nu
 
     sum_{j<=n} A_nj Y_j = sum_{j<=n} B_nj F_j,     F_j = f(t_j, Y_j),     n = 1..N
 
-with full (N+1) x (N+1) matrices, h^alpha included. Their entries are the textbook formulas, taken literally in 60-digit
-arithmetic, where cancellation is harmless; their derivatives in alpha are central differences in 60 digits (step
-1e-20, error 1e-40). A tensor alpha enters as A(alpha_0) + A'(alpha_0) (alpha - alpha_0): exact in value and gradient.
-An implicit row is solved by Newton's method with the dense Jacobian, and differentiated by one more Newton step from
-the solution, whose Jacobian is held fixed: by the implicit function theorem its derivative is exact.
+with full (N+1) x (N+1) matrices, h^alpha included. Their entries, alike along diagonals but in column 0, are the
+textbook formulas, taken literally in 60-digit arithmetic, where cancellation is harmless; their derivatives in alpha
+are central differences in 60 digits (step 1e-20, error 1e-40). A tensor alpha enters as A(alpha_0) + A'(alpha_0)
+(alpha - alpha_0): exact in value and gradient. An implicit row is solved by Newton's method with the dense Jacobian,
+and differentiated by one more Newton step from the solution, whose Jacobian is held fixed: by the implicit function
+theorem its derivative is exact.
 """
 
 from functools import cache
@@ -51,47 +52,39 @@ def power_of_polynomial(p, a, count):
     return omega
 
 
-def integral_matrix(kind, a, h, steps):
-    """B of the integral form (A is the identity on Y - Y_0); row 0 is empty."""
-    B = [[mpf(0)] * (steps + 1) for _ in range(steps + 1)]
-    scale = mpf(h) ** a
-    if kind == "euler":
-        b = [scale * rectangle(k, a) for k in range(steps)]
-        for n in range(1, steps + 1):
-            for j in range(n):
-                B[n][j] = b[n - 1 - j]
-    elif kind == "beuler":
-        b = [scale * rectangle(k, a) for k in range(steps)]
-        for n in range(1, steps + 1):
-            for j in range(1, n + 1):
-                B[n][j] = b[n - j]
-    else:
+def integral_kernel(kind, a, h, steps):
+    """B of the integral form (A is the identity on Y - Y_0): its diagonals, and its column 0 in the rows 0..N."""
+    scale, zero = mpf(h) ** a, mpf(0)
+    if kind == "trapezoid":
         b = [scale * trapezoid(k, a) for k in range(steps)]
-        for n in range(1, steps + 1):
-            B[n][0] = scale * trapezoid_start(n, a)
-            for j in range(1, n + 1):
-                B[n][j] = b[n - j]
-    return B
+        return b, [zero, *(scale * trapezoid_start(n, a) for n in range(1, steps + 1))]
+    b = [scale * rectangle(k, a) for k in range(steps)]
+    return ([zero, *b], [zero, *b]) if kind == "euler" else (b, [zero] * (steps + 1))
 
 
-def derivative_matrix(kind, a, h, steps):
-    """A of the derivative form, acting on Y; row 0 is empty."""
-    A = [[mpf(0)] * (steps + 1) for _ in range(steps + 1)]
-    scale = mpf(h) ** -a
-    if kind == "l1":
+def derivative_kernel(kind, a, h, steps):
+    """A of the derivative form, acting on Y: its diagonals, and its column 0 in the rows 0..N."""
+    scale, zero = mpf(h) ** -a, mpf(0)
+    if kind == "l1":  # c_{n-1-j} (y_{j+1} - y_j)
         c = [scale * l1(k, a) for k in range(steps)]
-        for n in range(1, steps + 1):
-            for j in range(n):  # c_{n-1-j} (y_{j+1} - y_j)
-                A[n][j + 1] += c[n - 1 - j]
-                A[n][j] -= c[n - 1 - j]
-        return A
+        return [c[0], *(c[k] - c[k - 1] for k in range(1, steps))], [zero, *(-x for x in c)]
     polynomial = [mpf(1), mpf(-1)] if kind == "gl" else [mpf(3) / 2, mpf(-2), mpf(1) / 2]
-    omega = [scale * w for w in power_of_polynomial(polynomial, a, steps)]
-    for n in range(1, steps + 1):
-        for j in range(1, n + 1):  # omega_{n-j} (y_j - y_0)
-            A[n][j] += omega[n - j]
-            A[n][0] -= omega[n - j]
-    return A
+    omega = [scale * w for w in power_of_polynomial(polynomial, a, steps)]  # omega_{n-j} (y_j - y_0)
+    start = [zero]
+    for w in omega:
+        start.append(start[-1] - w)
+    return omega, start
+
+
+def dense(diagonals, start):
+    """(N+1, N+1); row 0 is empty."""
+    steps = len(start) - 1
+    kernel = torch.tensor([float(x) for x in diagonals], dtype=torch.float64)
+    lag = torch.arange(steps + 1)[:, None] - torch.arange(steps + 1)
+    matrix = torch.where((lag >= 0) & (lag < len(kernel)), kernel[lag.clamp(0, len(kernel) - 1)], 0.0)
+    matrix[:, 0] = torch.tensor([float(x) for x in start], dtype=torch.float64)
+    matrix[0] = 0.0
+    return matrix
 
 
 INTEGRAL = {"euler": ["euler"], "pece": ["trapezoid", "euler"], "beuler": ["beuler"], "trapezoid": ["trapezoid"]}
@@ -100,16 +93,14 @@ INTEGRAL = {"euler": ["euler"], "pece": ["trapezoid", "euler"], "beuler": ["beul
 @cache
 def matrices(method, a, h, steps):
     """(value, derivative in alpha) of each matrix of the method at one order, as float64 tensors."""
-    build = integral_matrix if method in INTEGRAL else derivative_matrix
+    build = integral_kernel if method in INTEGRAL else derivative_kernel
     found = []
     with mpmath.workdps(DIGITS):
         e = mpf(10) ** -20
         for kind in INTEGRAL.get(method, [method]):
             value, up, down = (build(kind, mpf(a) + shift, h, steps) for shift in (0, e, -e))
-            slope = [[(u - d) / (2 * e) for u, d in zip(*rows, strict=True)] for rows in zip(up, down, strict=True)]
-            found.append(
-                tuple(torch.tensor([[float(x) for x in row] for row in m], dtype=torch.float64) for m in (value, slope))
-            )
+            slope = [[(u - d) / (2 * e) for u, d in zip(*pair, strict=True)] for pair in zip(up, down, strict=True)]
+            found.append((dense(*value), dense(*slope)))
     return found
 
 
@@ -123,21 +114,22 @@ def on_graph(method, alpha, h, steps):
     return [torch.stack(column, dim=2) for column in columns]
 
 
-def newton(a, b, rhs, f, y):
-    """Solve a y - b f(y) = rhs, differentiably in a, b, rhs and what f uses."""
+def newton(a, b, rhs, f, y, chord=None):
+    """Solve a y - b f(y) = rhs, differentiably in a, b, rhs and what f uses; y and the inverse Jacobian there.
+
+    chord : the inverse Jacobian at a solution nearby, since Jacobians are dear
+    """
 
     def residual(y):
         return a * y - b * f(y) - rhs
 
-    def jacobian(y):
-        return torch.autograd.functional.jacobian(f, y)
-
-    def matrix(y):
-        return torch.diag(a.expand(len(y))) - b.expand(len(y))[:, None] * jacobian(y)
+    def inverse(y):
+        jacobian = torch.autograd.functional.jacobian(f, y)
+        return torch.linalg.inv(torch.diag(a.expand(len(y))) - b.expand(len(y))[:, None] * jacobian)
 
     y = y.detach()
     with torch.no_grad():
-        chord = torch.linalg.inv(matrix(y))  # Jacobians are dear
+        chord = inverse(y) if chord is None else chord
         for _ in range(100):
             step = chord @ residual(y)
             y = y - step
@@ -145,8 +137,8 @@ def newton(a, b, rhs, f, y):
                 break
         else:
             raise AssertionError("the oracle's Newton iteration did not converge")
-        fixed = matrix(y)
-    return y - torch.linalg.solve(fixed, residual(y))
+        fixed = inverse(y)
+    return y - fixed @ residual(y), fixed
 
 
 def solve(method, f, y0, alpha, t0, h, steps):
@@ -157,7 +149,7 @@ def solve(method, f, y0, alpha, t0, h, steps):
         return lambda y: f(times[n], y)
 
     times = [t0 + n * h for n in range(steps + 1)]
-    ys, fs = [y0], [f(times[0], y0)]
+    ys, fs, chord = [y0], [f(times[0], y0)], None
     for n in range(1, steps + 1):
         if method in INTEGRAL:
             rows = [y0 + (B[n, :n] * torch.stack(fs)).sum(0) for B in form]
@@ -167,14 +159,14 @@ def solve(method, f, y0, alpha, t0, h, steps):
             elif method == "pece":
                 y = rows[0] + form[0][n, n] * f(times[n], rows[1])
             else:
-                y = newton(one, form[0][n, n], rows[0], at(n), ys[-1])
+                y, chord = newton(one, form[0][n, n], rows[0], at(n), ys[-1], chord)
         else:
             (A,) = form
             rhs = -(A[n, :n] * torch.stack(ys)).sum(0)
             if method == "bdf2" and n == 1:
                 rhs = rhs + fs[0] / 2
             one = torch.ones_like(A[n, n])
-            y = newton(A[n, n], one, rhs, at(n), ys[-1])
+            y, chord = newton(A[n, n], one, rhs, at(n), ys[-1], chord)
         ys.append(y)
         fs.append(f(times[n], y))
     return torch.stack(ys)
