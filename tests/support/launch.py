@@ -12,24 +12,32 @@ import pytest
 _IN_VENV = Path(sys.executable).parent / "mpiexec"
 MPIEXEC = str(_IN_VENV) if _IN_VENV.exists() else shutil.which("mpiexec")
 
-# MPICH waits busily: with more ranks than cores those that wait are to let the others go on
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
+ROOT = Path(__file__).resolve().parents[2]
+UNCOMPILED = Path(__file__).parent / "uncompiled"  # what is there saves each process two seconds of imports
 
 needs_mpiexec = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside this Python or on PATH")
 
 
-def start(
-    ranks: int, script: Path, *arguments: str, cwd: Path | None = None, **environment: str
-) -> subprocess.Popen[str]:
+def environment(**more: str) -> dict[str, str]:
+    """Of what tests start: this process's, one thread, this pfde, without torch's compiler."""
+    paths = [str(UNCOMPILED), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return (
+        os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        # MPICH waits busily: with more ranks than cores those that wait are to let the others go on
+        | {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
+        | more
+    )
+
+
+def start(ranks: int, script: Path, *arguments: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[str]:
     """`mpiexec -n ranks python script arguments`, in a process group of its own, its output unbuffered."""
     if MPIEXEC is None:
         pytest.skip("no mpiexec beside this Python or on PATH")
     return subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), sys.executable, str(script), *arguments],
         cwd=cwd,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
-        | environment,
+        env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,25 @@
+"""Found by Python at its start where this folder is on PYTHONPATH: torch's compiler is not imported.
+
+torch imports it, in two seconds, at the first step of an optimizer and in forward mode, to say that a function is not to
+be compiled. In what only tests start nothing is compiled: there two functions stand for it, and an attempt to compile
+raises.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+from types import ModuleType
+
+
+class Uncompiled(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds torch._dynamo before it is looked for elsewhere."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name == "torch._dynamo" else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.disable = lambda function, recursive=True, *, reason=None, wrapping=True: function
+        module.graph_break = lambda msg="": None
+
+
+sys.meta_path.insert(0, Uncompiled())
