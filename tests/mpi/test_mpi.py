@@ -11,9 +11,13 @@ under a hard time limit. Workers:
     leaks                              nothing is left of solves with a shared state
 """
 
+import functools
+import json
 from pathlib import Path
 
 import pytest
+
+from pfde.caputo.schemes import METHODS
 
 from support.launch import launch, needs_mpiexec
 
@@ -45,30 +49,45 @@ def run(ranks: int, *commands: str) -> dict[str, str]:
     return said
 
 
-def test_one_rank() -> None:
-    said = run(1, "agreement even", "ode_solves agreement")
-    assert len(said["agreement even"].split()) == 2
+def digests(said: str) -> dict[str, list[str]]:
+    """By method, of each rank, what `agreement` printed."""
+    return json.loads(said.removeprefix("digest "))
+
+
+TWICE = "agreement even pece,trapezoid"  # an explicit and an implicit method
+
+
+@functools.cache
+def nutshell() -> dict[str, str]:
+    return run(2, "faults trapezoid", "checkpoints faults", TWICE)
 
 
 @pytest.mark.smoke
 def test_two_ranks_in_a_nutshell() -> None:
-    run(2, "faults trapezoid", "checkpoints faults")
+    assert list(digests(nutshell()[TWICE])) == ["pece", "trapezoid"]
+
+
+def test_one_rank() -> None:
+    said = run(1, "agreement even", "ode_solves agreement")
+    assert [len(ranks) for ranks in digests(said["agreement even"]).values()] == [1] * len(METHODS)
 
 
 def test_two_ranks(tmp_path: Path) -> None:
-    """The second run of `agreement`, in other processes, gives the same bits."""
+    """And what ran before, in other processes, gave the same bits."""
     assert " " not in str(tmp_path)
-    said = run(2, "leaks euler", "leaks trapezoid", "agreement even", "faults euler", "faults pece", "data_parallel")
-    assert len(said["agreement even"].split()) == 3
-    again = run(2, "agreement even", "ode_solves agreement", "ode_solves faults", f"disagreement {tmp_path}")
-    assert again["agreement even"] == said["agreement even"]
-
-
-def test_two_ranks_with_checkpoints() -> None:
-    run(2, "checkpoints agreement", "checkpoints uneven")
+    said = run(
+        2,
+        *("leaks euler", "leaks trapezoid", "agreement even", "faults euler", "faults pece", "data_parallel"),
+        *("ode_solves agreement", "ode_solves faults", f"disagreement {tmp_path}"),
+        *("checkpoints agreement", "checkpoints uneven"),
+    )
+    found = digests(said["agreement even"])
+    assert [len(ranks) for ranks in found.values()] == [2] * len(METHODS)
+    before = digests(nutshell()[TWICE])
+    assert before == {method: found[method] for method in before}
 
 
 def test_four_ranks() -> None:
     """One of them with most of the state."""
     said = run(4, "agreement uneven", "faults l1", "data_parallel")
-    assert len(said["agreement uneven"].split()) == 5
+    assert [len(ranks) for ranks in digests(said["agreement uneven"]).values()] == [4] * len(METHODS)

@@ -42,12 +42,12 @@ def solve(fuse: int) -> None:
 
 
 for fuse in (0, 4):
-    for _ in range(10):
+    for _ in range(5):
         solve(fuse)
     before = resident()
-    for _ in range(15):  # each holds 1.5 MB or more
+    for _ in range(10):  # each holds 1.5 MB or more
         solve(fuse)
     growth = resident() - before
-    assert growth < 6, f"rank {rank}, fuse {fuse}: 15 solves left {growth:.1f} MB behind"
+    assert growth < 6, f"rank {rank}, fuse {fuse}: 10 solves left {growth:.1f} MB behind"
 if rank == 0:
     print("no leak")
