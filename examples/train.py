@@ -29,7 +29,6 @@ from typing import Any
 import petsc4py
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from mpi4py import MPI
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -295,6 +294,8 @@ def load_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 def draw(training: Training, path: Path) -> None:
     """The curves of the loss and, where it is learned, of the order."""
+    from matplotlib.figure import Figure  # here, since rank 0 alone draws: the others start sooner
+
     figure = Figure(figsize=(7, 5), layout="constrained")
     top, *below = figure.subplots(2 if training.alphas else 1, 1, sharex=True, squeeze=False)[:, 0]
     steps = range(1, len(training.losses) + 1)

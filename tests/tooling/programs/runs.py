@@ -2,7 +2,8 @@
 
 usage: runs.py SCRIPT "OPTIONS" ...
 
-Rank 0 prints "== run" before and "== exit STATUS" after each; PETSc has the options of the first run.
+Rank 0 prints "== run" before and "== exit STATUS" after each; the last STATUS is this program's. PETSc has the options
+of the first run.
 """
 
 import runpy
@@ -35,3 +36,4 @@ for options in sys.argv[2:]:
     codes = MPI.COMM_WORLD.allgather(code)
     if MPI.COMM_WORLD.Get_rank() == 0:
         print(f"== exit {max(codes)}", flush=True)
+sys.exit(max(codes))
