@@ -5,7 +5,6 @@ names page and line). A block whose first line is a comment with its command lin
 says.
 """
 
-import os
 import re
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from pfde.caputo.schemes import METHODS
 from pfde.one_step.methods import METHODS as ODE_METHODS
 from pfde.one_step.methods.base import OneStep
 from pfde.one_step.tableaux import ADDITIVE, TABLEAUX
-from support.launch import ENVIRONMENT
+from support.launch import environment
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,9 +50,14 @@ PROGRAMS = [(page, line, code) for page in PAGES for line, code in blocks(page) 
 
 def run(command: list[str], folder: Path) -> None:
     """Run a command in this folder with one thread; its output is the failure's message."""
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=folder, env=environment, timeout=LIMIT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=folder,
+        env=environment(),
+        timeout=LIMIT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}"
 
