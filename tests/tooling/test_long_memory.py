@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,14 +13,15 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
+from support.launch import environment
+
 ROOT = Path(__file__).resolve().parents[2]
 TIME_LIMIT = 240.0  # seconds; the longest takes half a minute on an idle core
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "examples/long_memory.py", *options]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIME_LIMIT)
 
 
 def test_parameters_memory_and_picture(tmp_path: Path) -> None:
