@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from pfde.caputo.schemes import METHODS
-
 from support.launch import launch, needs_mpiexec
 
 PROGRAMS = Path(__file__).parent / "programs"

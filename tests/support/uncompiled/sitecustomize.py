@@ -1,8 +1,7 @@
 """Found by Python at its start where this folder is on PYTHONPATH: torch's compiler is not imported.
 
-torch imports it, in two seconds, at the first step of an optimizer and in forward mode, to say that a function is not to
-be compiled. In what only tests start nothing is compiled: there two functions stand for it, and an attempt to compile
-raises.
+torch imports it, in two seconds, at an optimizer's first step and in forward mode, to say that a function is not to be
+compiled. What the tests start compiles nothing: two functions stand for the compiler, and an attempt to compile raises.
 """
 
 import importlib.abc
