@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 import pfde
 from pfde.caputo.schemes import METHODS
-from support.launch import launch, needs_mpiexec
+from support.launch import environment, launch, needs_mpiexec
 
 ROOT = Path(__file__).parent
 REACTION = ROOT / "programs" / "reaction.py"
@@ -27,22 +26,31 @@ def run(command, seconds=60, text=None):
         text=True,
         input=text,
         timeout=seconds,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
+FRACTIONAL = "-ts_type python -ts_python_type pfde.ts.FractionalTS -ksp_rtol 1e-13 -fde_alpha 0.6"
+COMPRESSED = ["euler", "pece", "trapezoid", "gl"]
+SETS = {
+    "all methods": f"-fde_alpha 0.6 -methods {','.join(METHODS)}",
+    "no options": "",
+    "compressed": f"-fde_alpha 0.6 -methods {','.join(COMPRESSED)} -fde_tolerance 1e-2 -fde_snapshots 1",
+}
+
+
 @functools.cache
-def reaction(ranks=1, *options):
-    """What programs/reaction.py prints, by method."""
-    base = ["-ts_type", "python", "-ts_python_type", "pfde.ts.FractionalTS", "-ksp_rtol", "1e-13"]
-    out = launch(ranks, REACTION, *base, *options) if ranks > 1 else run([sys.executable, REACTION, *base, *options])
-    return json.loads(out.splitlines()[-1])
+def reaction():
+    """What programs/reaction.py prints on one rank, by what the options say and by method."""
+    words = [*FRACTIONAL.split(), "-fde_method", "bdf2", *(f"--set={options}" for options in SETS.values())]
+    results = json.loads(run([sys.executable, REACTION, *words]).splitlines()[-1])
+    return dict(zip(["command line", *SETS], results, strict=True))
 
 
 def all_methods():
-    return reaction(1, "-fde_alpha", "0.6", "-methods", ",".join(METHODS))
+    return reaction()["all methods"]
 
 
 class TorchReaction(torch.nn.Module):
@@ -86,24 +94,25 @@ def test_a_petsc_program_gets_the_torch_apis_gradient(method):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_petsc_program_gets_the_same_gradient_on_more_ranks(ranks):
     """7 unknowns coupled through ghosts; a direct solver, since four ranks on two cores pay for every reduction."""
-    direct = ["-ksp_type", "preonly", "-pc_type", "redundant", "-options_left", "no"]  # it has no use for -ksp_rtol
+    direct = "-ksp_type preonly -pc_type redundant -options_left no"  # it has no use for -ksp_rtol
     methods = "pece,trapezoid,bdf2" if ranks == 2 else "beuler"
-    results = reaction(ranks, "-fde_alpha", "0.6", "-methods", methods, *direct)
+    output = launch(ranks, REACTION, *FRACTIONAL.split(), "-methods", methods, *direct.split())
+    (results,) = json.loads(output.splitlines()[-1])
+    assert list(results) == methods.split(",")
     for method, result in results.items():
         assert_same(result, all_methods()[method], rtol=1e-11)
 
 
 def test_options_alone_choose_the_scheme():
-    assert reaction(1, "-fde_alpha", "0.6", "-fde_method", "bdf2")["bdf2"] == all_methods()["bdf2"]
-    assert_same(reaction()["default"], torch_reaction("trapezoid", 1.0), rtol=1e-10)
+    assert reaction()["command line"] == {"bdf2": all_methods()["bdf2"]}
+    assert_same(reaction()["no options"]["default"], torch_reaction("trapezoid", 1.0), rtol=1e-10)
 
 
 def test_a_compressed_history_and_snapshots_are_options_too():
     """At a tolerance that is seen in the gradient: it is that of the same compressed scheme behind the other API."""
-    methods = ["euler", "pece", "trapezoid", "gl"]
-    options = "-fde_alpha", "0.6", "-methods", ",".join(methods), "-fde_tolerance", "1e-2", "-fde_snapshots", "1"
-    results = reaction(1, *options)
-    for method in methods:
+    results = reaction()["compressed"]
+    assert list(results) == COMPRESSED
+    for method in COMPRESSED:
         assert_same(results[method], torch_reaction(method, 0.6, pfde.SumOfExponentials(1e-2)), rtol=1e-10)
     assert results["euler"]["alpha"] != pytest.approx(all_methods()["euler"]["alpha"], rel=1e-8)
 

@@ -4,6 +4,7 @@ import sys
 import weakref
 
 import petsc4py
+from mpi4py import MPI  # noqa: F401  before PETSc, which would start MPI so that waiting ranks keep their cores
 
 petsc4py.init(sys.argv)
 import torch  # noqa: E402

@@ -3,15 +3,19 @@
     D^alpha u_i = -p_0 u_i - p_1 u_i^3 + sin t + w (u_{i-1} - 2 u_i + u_{i+1}),      cost |u(T)|^2 / 2
 
 Everything about the scheme comes from the options database: -fde_alpha, -fde_method; with -methods a,b,c it solves once
-for each. It prints a JSON object by method: cost, dL/du_0, dL/dp, dL/dalpha.
+for each. Arguments --set="OPTIONS" follow, each with options for further solves, which replace those of the scheme.
+
+It prints a JSON list, of the command line and of each --set an object by method: cost, dL/du_0, dL/dp, dL/dalpha.
 """
 
 import json
 import sys
 
 import petsc4py
+from mpi4py import MPI  # noqa: F401  before PETSc, which would start MPI so that waiting ranks keep their cores
 
-petsc4py.init(sys.argv)
+SETS = [word.removeprefix("--set=") for word in sys.argv if word.startswith("--set=")]
+petsc4py.init([word for word in sys.argv if not word.startswith("--set=")])
 import numpy as np  # noqa: E402
 from petsc4py import PETSc  # noqa: E402
 
@@ -98,12 +102,24 @@ def solve(parameters, start, comm=PETSc.COMM_WORLD):
     }
 
 
-if __name__ == "__main__":
-    options = PETSc.Options()
+def by_method():
+    """The solves that the options ask for."""
     results = {}
     for method in options.getString("methods", options.getString("fde_method", "default")).split(","):
         if method != "default":
             options["fde_method"] = method
         results[method] = solve([2.0, 0.5], np.linspace(0.5, 1.5, SIZE))
+    return results
+
+
+if __name__ == "__main__":
+    options = PETSc.Options()
+    results = [by_method()]
+    for words in SETS:
+        for name in options.getAll():
+            if name.startswith(("fde_", "methods")):
+                options.delValue(name)
+        options.insertString(words)
+        results.append(by_method())
     if PETSc.COMM_WORLD.rank == 0:
         print(json.dumps(results), flush=True)
