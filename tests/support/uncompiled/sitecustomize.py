@@ -11,10 +11,12 @@ from types import ModuleType
 
 
 class Uncompiled(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds torch._dynamo before it is looked for elsewhere."""
+    """Finds torch._dynamo before it is looked for elsewhere, and none of its modules."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(name, self) if name == "torch._dynamo" else None
+        if name.startswith("torch._dynamo."):
+            raise ImportError(f"{__file__} keeps {name} out: to compile, run without that folder on PYTHONPATH")
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name == "torch._dynamo" else None
 
     def exec_module(self, module: ModuleType) -> None:
         module.disable = lambda function, recursive=True, *, reason=None, wrapping=True: function
