@@ -48,6 +48,6 @@ for fuse in (0, 4):
     for _ in range(10):  # each holds 1.5 MB or more
         solve(fuse)
     growth = resident() - before
-    assert growth < 6, f"rank {rank}, fuse {fuse}: 10 solves left {growth:.1f} MB behind"
+    assert growth < 4, f"rank {rank}, fuse {fuse}: 10 solves left {growth:.1f} MB behind"
 if rank == 0:
     print("no leak")
