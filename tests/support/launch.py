@@ -13,17 +13,15 @@ _IN_VENV = Path(sys.executable).parent / "mpiexec"
 MPIEXEC = str(_IN_VENV) if _IN_VENV.exists() else shutil.which("mpiexec")
 
 ROOT = Path(__file__).resolve().parents[2]
-UNCOMPILED = Path(__file__).parent / "uncompiled"  # what is there saves each process two seconds of imports
 
 needs_mpiexec = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec beside this Python or on PATH")
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of what tests start: this process's, one thread, this pfde, without torch's compiler."""
-    paths = [str(UNCOMPILED), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Of what tests start: this process's, one thread, this pfde."""
     return (
         os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
         # MPICH waits busily: with more ranks than cores those that wait are to let the others go on
         | {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
         | more
