@@ -48,7 +48,6 @@ def same(one, other):
     return all(map(torch.equal, one, other))
 
 
-@pytest.mark.smoke
 def test_the_battery_passes_with_them(own, problem):
     cases = (
         (1, {"method": own.HEUN3}),

@@ -123,7 +123,6 @@ def survives(run, use) -> bool:
     return watch() is not None
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("case", CASES)
 def test_a_model_that_keeps_its_solution(case, folder):
     """Before any backward pass, after one, after one that kept the graph and another."""

@@ -247,7 +247,6 @@ def drawn(seed, *arguments, **keywords):
     return gradients(*arguments, **keywords)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("model", MODELS)
 def test_dropout_under_every_schedule(model, history):

@@ -152,7 +152,6 @@ class Watched(pfde.Revolve):
         return super().stream(sizes)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("history", BOUNDED)
 @pytest.mark.parametrize("method", EXPLICIT)
 def test_snapshots_keep_within_their_number_and_bytes(method, history):

@@ -100,7 +100,6 @@ def classical(method, y0, theta, t, h):
     return torch.stack(ys)
 
 
-@pytest.mark.smoke
 @every_method
 @pytest.mark.parametrize("alpha", [1.0, torch.ones(2, dtype=torch.float64)])
 def test_order_one_is_the_classical_method(method, alpha):

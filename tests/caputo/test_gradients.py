@@ -270,7 +270,6 @@ def test_orders_that_are_not_differentiated_get_no_gradient():
 # -- promise 2: the tangent is the transpose's transpose, and both are derivatives -------------------------------------
 
 
-@pytest.mark.smoke
 @every_method
 def test_dot_product_of_tangent_and_adjoint_agrees_to_rounding(method):
     for kind, steps in (("scalar", 20), ("full", 12)):
@@ -290,7 +289,6 @@ def test_taylor_remainders_vanish_at_rates_one_and_two(method):
 # -- promise 3: bitwise -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.smoke
 @every_method
 @pytest.mark.parametrize("kind", ["scalar", "full"])
 def test_every_store_gives_the_same_gradient(method, kind):

@@ -111,7 +111,6 @@ def test_every_lag_of_every_order_is_within_the_tolerance(name, tolerance):
         assert error <= tolerance, f"N = {steps}: {error:.2e}"
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(("name", "tolerance"), [("euler", 1e-10), ("trapezoid", 1e-13), ("gl", 1e-3), ("bdf2", 1e-13)])
 def test_a_million_lags(name, tolerance):
     # Rounding: rows spread over 1e3 (euler) and 1e9 (bdf2) in size, and a row's own accuracy is asked for.

@@ -30,7 +30,6 @@ def fall_time(h: Tensor, v: Tensor, g: Tensor, floor: Tensor) -> Tensor:
     return (v + (v * v + 2 * g * (h - floor)).sqrt()) / g
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("gradient", HOW)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_ball_reaches_the_floor(form: str, gradient: str) -> None:

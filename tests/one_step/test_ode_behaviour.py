@@ -15,7 +15,6 @@ from support.solution import solve_ode
 # -- torchdiffeq's calls -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("keywords", "tolerance"),
     [

@@ -34,13 +34,19 @@ def _named(values: Sequence[list], index: tuple[int, ...]) -> tuple:
 def _cover(rows: list[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
     """Again and again the row with the most pairs that have not occurred, of those the one least used so far."""
     columns = list(combinations(range(count), 2)) or [(0, 0)]
-    met = {row: {(i, j, row[i], row[j]) for i, j in columns} for row in rows}
-    missing = set().union(*met.values()) if met else set()
+    bits: dict[tuple[int, int, int, int], int] = {}  # of each pair one, so that a set of pairs is a number
+    met = {row: sum(bits.setdefault((i, j, row[i], row[j]), 1 << len(bits)) for i, j in columns) for row in rows}
+    missing = (1 << len(bits)) - 1
     used: dict[tuple[int, int], int] = {}
     chosen = []
     while missing:
-        best = max(rows, key=lambda row: (len(met[row] & missing), -sum(used.get(x, 0) for x in enumerate(row))))
-        missing -= met[best]
+        most = max((pairs & missing).bit_count() for pairs in met.values())
+        met = {row: pairs for row, pairs in met.items() if pairs & missing}
+        best = max(
+            (row for row, pairs in met.items() if (pairs & missing).bit_count() == most),
+            key=lambda row: -sum(used.get(x, 0) for x in enumerate(row)),
+        )
+        missing &= ~met[best]
         for x in enumerate(best):
             used[x] = used.get(x, 0) + 1
         chosen.append(best)

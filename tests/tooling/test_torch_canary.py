@@ -6,6 +6,7 @@ A canary that fails names the places in pfde to look at.
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -275,7 +276,9 @@ def mark_for_the_compiler() -> None:
     assert done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()[-1]
 
 
-USES = private_uses(ROOT / "pfde")
+@functools.cache
+def uses() -> Uses:
+    return private_uses(ROOT / "pfde")
 
 
 @pytest.mark.parametrize("check", sorted(set(CANARIES.values()), key=lambda f: f.__name__), ids=lambda f: f.__name__)
@@ -285,7 +288,7 @@ def test_canary(check: Callable[[], object]) -> None:
     try:
         check()
     except Exception as error:
-        places = ", ".join(place for name in names for place in USES.get(name, []))
+        places = ", ".join(place for name in names for place in uses().get(name, []))
         pytest.fail(
             f"torch {torch.__version__} has changed {' or '.join(names)}, used in {places}. pfde relies on this: "
             f"{check.__doc__} But: {type(error).__name__}: {error}"
@@ -293,14 +296,14 @@ def test_canary(check: Callable[[], object]) -> None:
 
 
 def test_every_private_use_has_a_canary() -> None:
-    new = {name: places for name, places in USES.items() if name not in CANARIES}
+    new = {name: places for name, places in uses().items() if name not in CANARIES}
     assert not new, (
         f"private to torch (or to another class, see OWN): use something public, or write a canary for {new}"
     )
 
 
 def test_every_canary_has_a_use() -> None:
-    assert not CANARIES.keys() - USES.keys(), "no longer used: take these canaries away"
+    assert not CANARIES.keys() - uses().keys(), "no longer used: take these canaries away"
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,6 @@ def interrupt(whom: str, mpiexec: subprocess.Popen[str], out: Path) -> None:
 # -- what they show ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.smoke
 def test_report_picture_and_checkpoint(two_ranks: Launch, folder: Path) -> None:
     output, out = two_ranks.printed["2"], folder / "two_ranks_2"
     assert two_ranks.status["2"] == 0
