@@ -12,6 +12,7 @@ NOTE. A comparison is one of values, and its result has no tangent; `cumprod` mu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,15 +38,19 @@ class Dual(Tensor):
     ) -> Any:
         # a property's getter is called __get__, and belongs to the property
         name = func.__name__ if func.__name__ != "__get__" else func.__self__.__name__  # type: ignore[attr-defined]
+        kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             if name in _WITHOUT_TANGENT:
-                return func(*args, **(kwargs or {}))
-            if name in _LINEAR:
-                return _linear(func, *args, **(kwargs or {}))
+                return func(*args, **kwargs)
+            if name in _LINEAR and not any(isinstance(x, Dual) for x in (*args[1:], *kwargs.values())):
+                return _linear(func, *args, **kwargs)
             rule = _RULES.get(name)
-            if rule is None:
+            if rule is None or kwargs.keys() - {"dim"}:
                 raise NoRuleError(name)
-            return rule(*args, **(kwargs or {}))
+            try:
+                return rule(*args, **kwargs)
+            except TypeError as error:  # an operation of this name with other arguments
+                raise NoRuleError(name) from error
 
 
 def differentiate(function: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -111,7 +116,7 @@ def _joined(func: Callable[..., Tensor]) -> Rule:
 
 
 def _where(condition: Tensor, a: Any, b: Any) -> Dual:
-    a_dot, b_dot = (x.tangent if isinstance(x, Dual) else torch.zeros(()) for x in (a, b))
+    a_dot, b_dot = (x.tangent if isinstance(x, Dual) else condition.new_zeros((), dtype=torch.float64) for x in (a, b))
     return _dual(torch.where(condition, _value(a), _value(b)), torch.where(condition, a_dot, b_dot))
 
 
@@ -197,10 +202,12 @@ def _pow(a: Any, b: Any) -> Dual:
         slope = y * x ** (y - 1)
         parts.append(a.tangent * (torch.where(y == 0, 0.0, slope) if isinstance(y, Tensor) else slope))
     if isinstance(b, Dual):
-        log = torch.log(x) if isinstance(x, Tensor) else torch.log(torch.tensor(x, dtype=y.dtype))
-        # 0^y is 0 for every y above 0
-        part = b.tangent * (result * log)
-        parts.append(torch.where((x == 0) & (y >= 0), 0.0, part) if isinstance(x, Tensor) else part)
+        if isinstance(x, Tensor):  # 0^y is 0 for every y above 0
+            parts.append(torch.where((x == 0) & (y >= 0), 0.0, b.tangent * (result * torch.log(x))))
+        elif x > 0:
+            parts.append(b.tangent * (result * math.log(x)))
+        else:
+            raise NoRuleError("pow of a number that is not above 0")
     return _dual(result, _sum(*parts))
 
 
@@ -215,7 +222,7 @@ def _cumprod(x: Dual, dim: int) -> Dual:
 # fmt: off
 _WITHOUT_TANGENT = frozenset({
     "shape", "dtype", "device", "ndim", "dim", "size", "numel", "__len__", "gt", "lt", "ge", "le", "eq", "ne",
-    "ones_like", "zeros_like", "new_zeros", "new_ones", "new_tensor", "new_empty", "new_full",
+    "ones_like", "zeros_like", "new_zeros", "new_ones",
 })
 _LINEAR = frozenset({
     "__getitem__", "T", "mT", "contiguous", "view", "reshape", "permute", "transpose", "movedim", "unsqueeze",

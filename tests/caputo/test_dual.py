@@ -74,7 +74,20 @@ def test_weights_of_intervals(rule, orders):
     assert_same(lambda a: Weights(found.near(a), found.start(a), found.local(a)), alpha)
 
 
-@pytest.mark.parametrize("function", [torch.sinh, lambda x: (x - 0.7).cumprod(0), lambda x: x.unsqueeze(0) @ x])
+UNRULED = {
+    "a function": torch.sinh,
+    "a product with a zero": lambda x: (x - 0.7).cumprod(0),
+    "a product of two": lambda x: x.unsqueeze(0) @ x,
+    "a keyword": lambda x: torch.add(x, x, alpha=2) - torch.sub(x, x, alpha=3),
+    "keywords only": lambda x: torch.cat(tensors=[x, 2 * x]),
+    "two in a linear one": lambda x: torch.diff(x, prepend=x[:1] * 2),
+    "another operation of the name": lambda x: torch.where(x > 0.5)[0] + x[:2] * torch.pow(0.0, x[:2]),
+    "in place": lambda x: x.clone().mul_(x),
+    "an entry set": lambda x: x.new_zeros(3).index_put((torch.tensor([1]),), x[:1]),
+}
+
+
+@pytest.mark.parametrize("function", UNRULED.values(), ids=UNRULED)
 def test_what_has_no_rule_is_left_to_torch(function):
     with pytest.raises(NoRuleError):
         function(_dual(X.clone(), torch.ones_like(X)))
