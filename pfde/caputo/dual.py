@@ -149,9 +149,12 @@ def _sub(a: Any, b: Any) -> Dual:
 
 def _mul(a: Any, b: Any) -> Dual:
     x, y = _value(a), _value(b)
-    return _dual(
-        x * y, _sum(b.tangent * x if isinstance(b, Dual) else None, a.tangent * y if isinstance(a, Dual) else None)
-    )
+    if not isinstance(b, Dual):
+        return _dual(x * y, a.tangent * y)
+    tangent = b.tangent * x
+    if isinstance(a, Dual):
+        tangent += a.tangent * y
+    return _dual(x * y, tangent)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Dual:
