@@ -1,8 +1,8 @@
 """What a forward solve of a one-step method leaves for its backward pass: a leaf of states, and what comes on top.
 
-Of the steps first+1..last the states y_first, ..., y_last are kept; with store="stages" the stages Y_2..Y_s too, with
-"graph" the linearisations of all slopes. "state" has the stages computed again with their graphs, all of one step
-alive at a time; `Symplectic` computes them without, and then one graph at a time.
+Of the steps first+1..last the states y_first, ..., y_last are kept; with store="stages" an implicit method's stages
+too, with "graph" the linearisations of all slopes. "state" has the stages computed again with their graphs, all of one
+step alive at a time; `Symplectic` computes them without, and then one graph at a time.
 
 NOTE 1. All rows of a buffer share one version counter, by which autograd knows that a saved tensor was overwritten: a
 graph that is kept must not hang on a row while other rows are being written.
@@ -143,7 +143,7 @@ class Trajectory:
         return row
 
     def memory(self, n: int) -> tuple[Tensor | None, Tensor | None]:
-        """Where step n's stages Y_2.. and its end are to be written; None where they are not kept."""
+        """Where step n's stages and its end are to be written; None where they are not kept."""
         if not self.keeps(n) or self._states is None or self.keep == "graph":
             return None, None
         k = n - 1 - self._leaf[0]

@@ -64,7 +64,8 @@ class Discrete(Gradient):
         for one history (history=None may choose another one when a schedule is to bound the memory) and store="state"
     store : what is kept beside the history's buffer. "state": nothing, f is evaluated again in the backward pass (two
         N x d buffers for the integral-form methods, one for the derivative-form ones). "stages": also the predictors of
-        `pece` (a third), otherwise built again from the history. "graph": the graph of f at every step, as autograd
+        `pece` (a third), otherwise built again from the history, and the stages of an implicit one-step method,
+        otherwise solved for again; of other methods nothing more. "graph": the graph of f at every step, as autograd
         would: the most memory, one evaluation of f less a step.
     """
 

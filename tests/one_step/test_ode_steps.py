@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pfde
+from pfde.one_step.methods import METHODS as ODE_METHODS
 from support.pendulum import (
     ADAPTIVE,
     Clock,
@@ -250,7 +251,7 @@ class Token(torch.autograd.Function):
     [
         (pfde.Symplectic(), 0, 1),
         (pfde.Discrete(), 0, "s"),
-        (pfde.Discrete(store="stages"), 0, 1),
+        (pfde.Discrete(store="stages"), 0, "s"),
         (pfde.Discrete(schedule=pfde.Online(2, leaf=2)), 0, "s"),
         (pfde.Discrete(store="graph"), "N s", "N s"),
         (pfde.Backprop(), "N s", "N s"),
@@ -279,3 +280,17 @@ def test_graphs_that_are_alive(gradient: object, forward: object, backward: obje
     assert Token.peak <= peak, f"{Token.peak} graphs at a time, expected at most {peak}"
     del solution
     assert Token.alive == 0
+
+
+@pytest.mark.parametrize("method", [name for name, scheme in ODE_METHODS.items() if not scheme.implicit])
+def test_no_stages_of_an_explicit_method_are_kept(method: str) -> None:
+    """store="stages" is store="state": f is evaluated again either way."""
+    assert ODE_METHODS[method].kept_stages == 0
+    bars = []
+    for store in ("state", "stages"):
+        y0 = torch.tensor([1.0, 0.5], dtype=D, requires_grad=True)
+        y = pfde.odeint(
+            pendulum, y0, times(0.0, 0.3, 1.0), method=method, step_size=0.1, gradient=pfde.Discrete(store=store)
+        )
+        bars.append(torch.autograd.grad(y.square().sum(), y0)[0])
+    assert torch.equal(*bars)

@@ -221,7 +221,7 @@ class OneStep(ABC):
     @property
     @abstractmethod
     def kept_stages(self) -> int:
-        """How many stages store="stages" keeps: those that are not y_n."""
+        """How many stages store="stages" keeps: of an implicit method those that are not y_n, else none."""
 
     @abstractmethod
     def reusable_slope(self, step: Step) -> Tensor | None:
@@ -245,7 +245,7 @@ class OneStep(ABC):
         carry : what y lacks of its sum; None in float64
         first : K_1, where it is known
         keep : linearises f, where that is to be kept, instead of evaluating it
-        rows, out : memory for Y_2..Y_s, (s-1, d), and for y_{n+1}; what is returned is then a view of it
+        rows, out : memory for the kept stages, (kept_stages, d), and for y_{n+1}; what is returned is then a view of it
         """
 
     @abstractmethod

@@ -61,7 +61,7 @@ class RungeKutta(OneStep):
 
     @property
     def kept_stages(self) -> int:
-        return self._end - 1
+        return 0  # to evaluate f again with its graph takes as long, with the stages at hand or without
 
     def reusable_slope(self, step: Step) -> Tensor | None:
         return step.slopes[self._end] if len(step.slopes) > self._end else None
@@ -81,7 +81,7 @@ class RungeKutta(OneStep):
         if keep is not None:
             return self._step_graph(keep, at, y, carry=carry)
         step = Step(y, [], [], [])
-        self._extend(step, system, at, y, self._end, first=first, rows=rows)
+        self._extend(step, system, at, y, self._end, first=first)
         end = advance(y, at.h, self._b, step.slopes, carry, out)
         return step._replace(y=end.y, mark=end.mark, carry=end.carry)
 
@@ -112,17 +112,15 @@ class RungeKutta(OneStep):
         count: int,
         *,
         first: Tensor | None = None,
-        rows: Tensor | None = None,
     ) -> None:
         """Stages and slopes up to `count`, added to the step's lists; y is y_n."""
-        memory = [] if rows is None else rows.unbind(0)
         for i in range(len(step.slopes), count):
             if i == self._end:
                 state = step.y
             elif i == 0:
                 state = y
             else:
-                state = combine(y, at.h, self._a[i], step.slopes, memory[i - 1] if i <= len(memory) else None)
+                state = combine(y, at.h, self._a[i], step.slopes)
             step.states.append(state)
             if i == 0 and first is not None:
                 step.slopes.append(first)
@@ -155,16 +153,13 @@ class RungeKutta(OneStep):
         rows: Tensor | None,
         remember: bool = False,
     ) -> Sources:
-        step = Step(y1, [], [], [])
-        if rows is not None:
-            step.states.extend((y, *rows.unbind(0)))
-        elif graphs:
+        if graphs:
             step = self._step_graph(system, at, y, y1=y1 if dense else None)
             states = [y1] * len(self.nodes)
             return Sources(system.parts, at, self.nodes, states, [], step.graph, mark=step.mark, remember=remember)
-        else:  # the last slope is of no use to other stages
-            self._extend(step, system, at, y, self._end - 1)
-            step.states.append(combine(y, at.h, self._a[self._end - 1], step.slopes))
+        step = Step(y1, [], [], [])
+        self._extend(step, system, at, y, self._end - 1)  # the last slope is of no use to other stages
+        step.states.append(combine(y, at.h, self._a[self._end - 1], step.slopes))
         return Sources(system.parts, at, self.nodes, [*step.states, y1], step.kept, remember=remember)
 
     def adjoint(
