@@ -56,7 +56,7 @@ class Dual(Tensor):
 def differentiate(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     """What a function returns, a tensor or a named tuple of them, differentiated along (1, ..., 1).
 
-    x : (G,), without a graph; entry by entry no other input, so that the sum of a row of the Jacobian is its only entry
+    x : (G,), without a graph; each column of the results depends on its own entry only, so that this is its derivative
     """
     with torch.no_grad():
         try:
@@ -181,7 +181,8 @@ def _reciprocal(x: Dual) -> Dual:
     return _dual(result, -x.tangent * (result * result))
 
 
-def _rdiv(a: Any, b: Dual) -> Dual:
+def _rdiv(b: Dual, a: Any) -> Dual:
+    """a / b, as torch takes it."""
     return _mul(_reciprocal(b), a)
 
 
@@ -244,8 +245,8 @@ _RULES: dict[str, Rule] = {
     "__rsub__": _reversed(_sub),
     "rsub": _reversed(_sub),
     "__rmul__": _reversed(_mul),
-    "__rtruediv__": _reversed(_rdiv),
-    "__rdiv__": _reversed(_rdiv),
+    "__rtruediv__": _rdiv,
+    "__rdiv__": _rdiv,
     "__pow__": _pow,
     "__rpow__": _reversed(_pow),
     "__rmatmul__": _reversed(_matmul),

@@ -135,19 +135,18 @@ def test_products_are_of_the_point_that_their_matrix_was_given(method, monkeypat
         jacobian = ts.getIJacobian()[0]
         parameter = [m for m in runs[-1]._owned if isinstance(m, PETSc.Mat) and m.getSize()[1] == 12][-1]
 
-    def set_jacobian(k):
+    def at_point(k, matrix, of_rhs, of_implicit):
         t, u = points[k]
         if explicit:
-            ts.computeRHSJacobian(t, vec(u), jacobian)
+            of_rhs(t, vec(u), matrix)
         else:
-            ts.computeIJacobian(t, vec(u), vec(0 * u), 5.0, jacobian, imex=True)
+            of_implicit(t, vec(u), vec(0 * u), 5.0, matrix, imex=True)
+
+    def set_jacobian(k):
+        at_point(k, jacobian, ts.computeRHSJacobian, ts.computeIJacobian)
 
     def set_parameter(k):
-        t, u = points[k]
-        if explicit:
-            ts.computeRHSJacobianP(t, vec(u), parameter)
-        else:
-            ts.computeIJacobianP(t, vec(u), vec(0 * u), 5.0, parameter, imex=True)
+        at_point(k, parameter, ts.computeRHSJacobianP, ts.computeIJacobianP)
 
     def dense(k):
         t, u = torch.tensor(points[k][0], dtype=DOUBLE), points[k][1]

@@ -4,7 +4,6 @@ A TS is made in this process, and PETSc's options are put into its database, as 
 """
 
 import gc
-import os
 import re
 import resource
 import subprocess
@@ -19,7 +18,7 @@ from petsc4py import PETSc
 
 import pfde
 from pfde.ts import FractionalTS, adjoint_solve
-from support.launch import launch, needs_mpiexec
+from support.launch import environment, launch, needs_mpiexec
 
 PROGRAM = Path(__file__).parent / "programs" / "petsc_api.py"
 ALPHA = 0.6
@@ -457,7 +456,7 @@ def test_help_lists_the_options_of_pfde_once():
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith(("  -fde_", "  -model_fde_"))]
